@@ -1,0 +1,60 @@
+//! The configuration: plain data, handed down.
+
+pub mod policy;
+
+use std::time::Duration;
+
+use policy::Policies;
+
+/// Bounds and times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest time, in microseconds, that a batch waits for further commits once several are there.
+    pub window_us: u64,
+    /// Largest number of operations in a batch.
+    pub batch_max: usize,
+    /// Commits that may be queued; at the bound, writers wait.
+    pub queue_max: usize,
+    /// Bound on the age, in milliseconds, of acknowledged work that is not yet durable.
+    pub commit_interval_ms: u64,
+    /// Staged versions that may be closed and not yet committed (levels `fsync`, `relaxed`); at the bound
+    /// they are committed at once.
+    pub pending_max: usize,
+    /// Bytes that uncommitted versions may hold together; writes beyond get ENOSPC. 0: the file system's own limit.
+    pub staging_max_bytes: u64,
+    /// How long the kernel may keep names and attributes, in milliseconds.
+    pub cache_ms: u64,
+    /// Threads that serve the kernel's requests.
+    pub threads: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            window_us: 1000,
+            batch_max: 256,
+            queue_max: 1024,
+            commit_interval_ms: 5000,
+            pending_max: 512,
+            staging_max_bytes: 0,
+            cache_ms: 1000,
+            threads: 2,
+        }
+    }
+}
+
+impl Limits {
+    /// [`Limits::commit_interval_ms`] as a duration.
+    pub fn commit_interval(&self) -> Duration {
+        Duration::from_millis(self.commit_interval_ms)
+    }
+}
+
+/// Everything that file and command line decide about how the mount behaves.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Policies by path.
+    pub policies: Policies,
+    /// Bounds and times.
+    pub limits: Limits,
+}

@@ -1,0 +1,201 @@
+//! Which promise holds for which path. Pure: no I/O.
+//!
+//! A [`Policy`] is the resolved set of values for one path. [`Policies`] holds the ordered rules; for each
+//! value the last rule that matches the path and sets it wins (contract, section 4).
+
+use std::path::Path;
+
+use globset::{GlobBuilder, GlobMatcher};
+use serde::{Deserialize, Serialize};
+
+/// How the content of a file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum WriteMode {
+    /// `replace` for created and truncated files, `in-place` for writes into existing content.
+    Auto,
+    /// Staged, then one atomic replace.
+    Replace,
+    /// Written to the backing file itself.
+    InPlace,
+    /// Redo log first, then in place.
+    Journal,
+}
+
+/// Which calls wait until their work is on stable storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// close, fsync and every namespace operation wait.
+    Always,
+    /// close (after writes) and fsync wait.
+    Close,
+    /// Only fsync waits.
+    Fsync,
+    /// Nothing waits; all is durable within the commit interval.
+    Relaxed,
+}
+
+/// How data reaches stable storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Chosen from a probe of the kernel, the file system and the device.
+    Auto,
+    /// fsync(2) of every file.
+    Sync,
+    /// fdatasync(2) of every file.
+    Data,
+    /// `O_DIRECT` writes where aligned, and fdatasync(2).
+    Direct,
+    /// Redo log.
+    Journal,
+}
+
+/// The values that hold for one path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Policy {
+    /// Write mode.
+    pub mode: WriteMode,
+    /// Durability level.
+    pub durability: Durability,
+    /// Flush method.
+    pub method: Method,
+    /// Largest committed file, in bytes, that is copied into a new staged version when a descriptor goes on
+    /// writing after a commit and the file system cannot reflink.
+    pub restage_max_bytes: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            mode: WriteMode::Auto,
+            durability: Durability::Close,
+            method: Method::Auto,
+            restage_max_bytes: 256 << 10,
+        }
+    }
+}
+
+/// One `[[rule]]`: the values that it sets for the paths that match.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// The glob as it was typed.
+    pub glob: String,
+    /// Where the rule stands, for people: `/etc/fsys.toml:12` or `command line`.
+    pub source: String,
+    /// Write mode, if set.
+    pub mode: Option<WriteMode>,
+    /// Durability, if set.
+    pub durability: Option<Durability>,
+    /// Method, if set.
+    pub method: Option<Method>,
+    /// `restage_max_bytes`, if set.
+    pub restage_max_bytes: Option<u64>,
+    matcher: GlobMatcher,
+}
+
+impl Rule {
+    /// A rule that sets nothing yet. `*` does not cross `/`, `**` does; a glob without `/` matches the
+    /// file name in any directory.
+    ///
+    /// # Errors
+    /// The glob does not parse.
+    pub fn new(glob: &str, source: &str) -> Result<Self, globset::Error> {
+        let pattern = if glob.contains('/') { glob.trim_start_matches('/').to_owned() } else { format!("**/{glob}") };
+        let matcher = GlobBuilder::new(&pattern).literal_separator(true).build()?.compile_matcher();
+        Ok(Self {
+            glob: glob.to_owned(),
+            source: source.to_owned(),
+            mode: None,
+            durability: None,
+            method: None,
+            restage_max_bytes: None,
+            matcher,
+        })
+    }
+}
+
+/// Default policy and ordered rules.
+#[derive(Debug, Clone, Default)]
+pub struct Policies {
+    /// Holds where no rule sets a value.
+    pub base: Policy,
+    /// In order; the last match that sets a value wins.
+    pub rules: Vec<Rule>,
+}
+
+/// A value of a policy and the rule that set it (an index into [`Policies::rules`]; `None`: the base).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Rule that set the mode.
+    pub mode: Option<usize>,
+    /// Rule that set the durability.
+    pub durability: Option<usize>,
+    /// Rule that set the method.
+    pub method: Option<usize>,
+    /// Rule that set `restage_max_bytes`.
+    pub restage_max_bytes: Option<usize>,
+}
+
+impl Policies {
+    /// True when every path has the base policy, so no path needs to be known.
+    pub fn is_uniform(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// The policy of `path`, relative to the root of the mount, and where each value comes from.
+    pub fn explain(&self, path: &Path) -> (Policy, Origin) {
+        let (mut p, mut o) = (self.base, Origin::default());
+        for (i, r) in self.rules.iter().enumerate().filter(|(_, r)| r.matcher.is_match(path)) {
+            if let Some(v) = r.mode {
+                (p.mode, o.mode) = (v, Some(i));
+            }
+            if let Some(v) = r.durability {
+                (p.durability, o.durability) = (v, Some(i));
+            }
+            if let Some(v) = r.method {
+                (p.method, o.method) = (v, Some(i));
+            }
+            if let Some(v) = r.restage_max_bytes {
+                (p.restage_max_bytes, o.restage_max_bytes) = (v, Some(i));
+            }
+        }
+        (p, o)
+    }
+
+    /// The policy of `path`, relative to the root of the mount.
+    pub fn resolve(&self, path: &Path) -> Policy {
+        if self.is_uniform() { self.base } else { self.explain(path).0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_match_wins_value_by_value() {
+        let mut a = Rule::new("*.db", "t").unwrap();
+        a.mode = Some(WriteMode::InPlace);
+        a.durability = Some(Durability::Always);
+        let mut b = Rule::new("/cache/**", "t").unwrap();
+        b.durability = Some(Durability::Relaxed);
+        let p = Policies { base: Policy::default(), rules: vec![a, b] };
+        let (got, from) = p.explain(Path::new("cache/x/y.db"));
+        assert_eq!((got.mode, got.durability), (WriteMode::InPlace, Durability::Relaxed));
+        assert_eq!((from.mode, from.durability, from.method), (Some(0), Some(1), None));
+        assert_eq!(p.resolve(Path::new("y.db")).durability, Durability::Always);
+        assert_eq!(p.resolve(Path::new("other/cache/z")), Policy::default());
+    }
+
+    #[test]
+    fn star_stays_in_its_directory() {
+        let mut r = Rule::new("mail/*/new", "t").unwrap();
+        r.durability = Some(Durability::Always);
+        let p = Policies { base: Policy::default(), rules: vec![r] };
+        assert_eq!(p.resolve(Path::new("mail/bob/new")).durability, Durability::Always);
+        assert_eq!(p.resolve(Path::new("mail/bob/x/new")).durability, Durability::Close);
+    }
+}

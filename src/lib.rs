@@ -1,0 +1,5 @@
+//! Makes the file saves of programs that nobody can change whole, durable and fast.
+
+pub mod config;
+pub mod error;
+pub mod telemetry;
