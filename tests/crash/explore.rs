@@ -1,0 +1,164 @@
+//! The explorer: run a workload on a recorded device, then look at what crashes would have left.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+
+use crate::disk::Event;
+use crate::model::{History, Kind, Violation};
+use crate::rig::Rig;
+use crate::states::{CrashState, choose};
+use crate::workload::Workload;
+
+/// How much to explore.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// Crash states in all.
+    pub states: usize,
+    /// Crash states of one run of the workload.
+    pub per_run: usize,
+    /// The first run's seed; later runs count up.
+    pub seed: u64,
+    /// Stop after so many violations.
+    pub stop_after: usize,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub states: usize,
+    pub runs: usize,
+    pub operations: usize,
+    pub flushes: usize,
+    pub writes: usize,
+    pub elapsed: Duration,
+    /// Seed of the run, and what was wrong.
+    pub violations: Vec<(u64, Violation)>,
+}
+
+impl Report {
+    pub fn bad(&self) -> usize {
+        self.violations.len()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rate = self.states as f64 / self.elapsed.as_secs_f64().max(0.001);
+        write!(
+            f,
+            "{} violations in {} crash states ({rate:.0}/s) of {} runs, {} operations, {} writes, {} flushes",
+            self.bad(),
+            self.states,
+            self.runs,
+            self.operations,
+            self.writes,
+            self.flushes
+        )?;
+        for kind in [Kind::Dead, Kind::Torn, Kind::Lost, Kind::Leftover, Kind::Metadata, Kind::Order] {
+            let n = self.violations.iter().filter(|(_, v)| v.kind == kind).count();
+            if n > 0 {
+                write!(f, "; {kind:?} {n}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs `make(seed)` for one seed after the other until the budget is used up.
+pub fn explore<W: Workload>(rig: &Rig, budget: Budget, mut make: impl FnMut(u64) -> W) -> Report {
+    let start = Instant::now();
+    let mut report = Report::default();
+    let mut seed = budget.seed;
+    while report.states < budget.states && report.bad() < budget.stop_after {
+        let mut workload = make(seed);
+        let mut rng = Rng::with_seed(seed);
+        let (record, history) = record(rig, &mut workload, &mut rng);
+        report.runs += 1;
+        report.operations += history.counts().0;
+        report.flushes += record.iter().filter(|e| matches!(e, Event::Flush)).count();
+        report.writes += record.iter().filter(|e| matches!(e, Event::Write { .. })).count();
+        let want = budget.per_run.min(budget.states - report.states);
+        let states = choose(&record, want, rig.kind.tear_unit(), &mut rng);
+        let mut applied = 0;
+        for state in &states {
+            report.states += 1;
+            if let Err(violation) = check(rig, &workload, &record, &history, state, &mut applied) {
+                report.violations.push((seed, violation));
+                if report.bad() >= budget.stop_after {
+                    break;
+                }
+            }
+        }
+        seed += 1;
+    }
+    report.elapsed = start.elapsed();
+    report
+}
+
+fn record<W: Workload>(rig: &Rig, workload: &mut W, rng: &mut Rng) -> (Vec<Event>, History) {
+    rig.disk.reset();
+    {
+        let mounted = rig.mount(false).unwrap();
+        workload.prepare(mounted.path(), rng);
+    }
+    let mounted = rig.mount(false).unwrap();
+    rig.disk.start_recording();
+    let history = workload.run(rig, mounted.path(), &rig.disk, rng);
+    let record = rig.disk.stop_recording();
+    drop(mounted);
+    rig.settle();
+    rig.disk.forget_volatile();
+    (record, history)
+}
+
+/// Builds one crash state on the disk, mounts it and checks it. `applied` is how much of the record is durable there.
+fn check<W: Workload>(
+    rig: &Rig,
+    workload: &W,
+    record: &[Event],
+    history: &History,
+    state: &CrashState,
+    applied: &mut usize,
+) -> Result<(), Violation> {
+    for event in &record[*applied..state.durable] {
+        if let Event::Write { offset, data } = event {
+            rig.disk.apply_durable(*offset, data);
+        }
+    }
+    *applied = (*applied).max(state.durable);
+    for (i, ranges) in &state.kept {
+        if let Event::Write { offset, data } = &record[*i] {
+            for r in ranges {
+                rig.disk.apply_volatile(offset + r.start as u64, &data[r.clone()]);
+            }
+        }
+    }
+    // A checker that panics must not leave the crash state mounted: `Mounted` is dropped either way.
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let mounted = rig
+            .mount(!workload.recovery_writes())
+            .map_err(|e| Violation::new(Kind::Dead, format!("the crash state does not mount: {e}")))?;
+        workload.recover(mounted.path())?;
+        history.check(mounted.path(), state.at)
+    }));
+    rig.settle();
+    rig.disk.forget_volatile();
+    let context = |v: Violation| {
+        let text = format!(
+            "crash at event {} of {}, durable up to {}, {} volatile writes there\n{}",
+            state.at,
+            record.len(),
+            state.durable,
+            state.kept.len(),
+            v.text
+        );
+        Violation { kind: v.kind, text }
+    };
+    match result {
+        Ok(checked) => checked.map_err(context),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}

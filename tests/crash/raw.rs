@@ -1,0 +1,389 @@
+//! The publish sequence by our own system calls, on the bare filesystem: is the protocol itself sound?
+//!
+//! One run is some batches of saves over a few files in a few directories. Every variant that leaves a step out is a
+//! negative control: the same checker must find it.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fastrand::Rng;
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, XattrFlags};
+
+use crate::disk::Disk;
+use crate::model::{History, Lane, Meta, Node, Tree, XATTR};
+use crate::rig::Rig;
+use crate::workload::Workload;
+
+/// How the data of a batch is made to be there before its names are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataStep {
+    /// `sync_file_range` of every stage, with waiting: out of the page cache, not yet through the device's.
+    Range,
+    /// `fsync` of every stage.
+    Fsync,
+    /// One `syncfs`.
+    Syncfs,
+    Nothing,
+}
+
+/// How the names of a batch are made durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameStep {
+    /// `fsync` of every distinct parent directory, at the same time.
+    FsyncDirs,
+    /// One `syncfs`.
+    Syncfs,
+    Nothing,
+}
+
+/// The sequence under test.
+#[derive(Debug, Clone, Copy)]
+pub struct Protocol {
+    pub data: DataStep,
+    pub names: NameStep,
+    /// The program gets its answer before the names are durable.
+    pub answer_early: bool,
+    /// No stage at all: `O_TRUNC`, write, close, as most programs do.
+    pub naive: bool,
+    /// A stage under a name in the parent directory, as careful programs do, instead of an unnamed one.
+    pub named_stage: bool,
+}
+
+impl Protocol {
+    pub const fn new(data: DataStep, names: NameStep) -> Self {
+        Self { data, names, answer_early: false, naive: false, named_stage: false }
+    }
+}
+
+/// What the batches look like.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub batch_max: usize,
+    pub dirs: usize,
+    pub files: usize,
+    pub batches: usize,
+    pub size_max: usize,
+    /// Operations take effect in order only within a directory, not over all of them.
+    pub order_per_dir: bool,
+    /// Renames and unlinks between the saves of a batch.
+    pub names_change: bool,
+    /// A stranger writes and syncs a file of his own all the time, so that journal commits happen at any moment.
+    pub stranger: bool,
+}
+
+impl Shape {
+    pub const DEFAULT: Self = Self {
+        batch_max: 8,
+        dirs: 3,
+        files: 6,
+        batches: 5,
+        size_max: 200 << 10,
+        order_per_dir: false,
+        names_change: false,
+        stranger: false,
+    };
+}
+
+/// See the module.
+pub struct Raw {
+    protocol: Protocol,
+    shape: Shape,
+    names: Vec<String>,
+    initial: Tree,
+}
+
+const NOISE: &str = "stranger";
+
+impl Raw {
+    pub fn new(protocol: Protocol, shape: Shape) -> Self {
+        let names = (0..shape.files).map(|i| format!("d{}/f{i}", i % shape.dirs)).collect();
+        Self { protocol, shape, names, initial: Tree::new() }
+    }
+}
+
+enum Op {
+    Save { name: String, node: Node, stage: Option<Stage> },
+    Unlink { name: String },
+    Rename { from: String, to: String },
+}
+
+struct Stage {
+    fd: OwnedFd,
+    /// Where it is, if it has a name already.
+    path: Option<PathBuf>,
+}
+
+impl Workload for Raw {
+    fn prepare(&mut self, root: &Path, rng: &mut Rng) {
+        fs::create_dir_all(root.join(".fsys/staging")).unwrap();
+        fs::create_dir(root.join(NOISE)).unwrap();
+        for i in 0..self.shape.dirs {
+            fs::create_dir(root.join(format!("d{i}"))).unwrap();
+            self.initial.insert(format!("d{i}"), Node::Dir);
+        }
+        // Half of the files exist already, so that a run creates and replaces.
+        for name in &self.names {
+            if rng.bool() {
+                let node = random_file(self.shape.size_max, rng);
+                write_file(&root.join(name), &node);
+                self.initial.insert(name.clone(), node);
+            }
+        }
+    }
+
+    fn run(&mut self, _rig: &Rig, root: &Path, disk: &Disk, rng: &mut Rng) -> History {
+        let mut lanes = self.lanes();
+        let stop = AtomicBool::new(false);
+        let noise_rng = rng.fork();
+        std::thread::scope(|scope| {
+            if self.shape.stranger {
+                scope.spawn(|| be_a_stranger(&root.join(NOISE), &stop, noise_rng));
+            }
+            for n in 0..self.shape.batches {
+                self.batch(n, root, disk, &mut lanes, rng);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        History { lanes, ignore: vec![NOISE.into()] }
+    }
+}
+
+impl Raw {
+    fn lanes(&self) -> Vec<Lane> {
+        if !self.shape.order_per_dir {
+            return vec![Lane::new("all", vec![], self.initial.clone())];
+        }
+        let part = |dir: &str| -> Tree {
+            let below = format!("{dir}/");
+            self.initial
+                .iter()
+                .filter(|(k, _)| *k == dir || k.starts_with(&below))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect()
+        };
+        (0..self.shape.dirs)
+            .map(|i| format!("d{i}"))
+            .map(|d| Lane::new(&d, vec![d.clone()], part(&d)))
+            .collect()
+    }
+
+    fn lane(&self, name: &str) -> usize {
+        if self.shape.order_per_dir { name[1..name.find('/').unwrap()].parse().unwrap() } else { 0 }
+    }
+
+    fn batch(&self, n: usize, root: &Path, disk: &Disk, lanes: &mut [Lane], rng: &mut Rng) {
+        let size = rng.usize(1..=self.shape.batch_max);
+        let mut ops: Vec<Op> = (0..size).map(|_| self.choose_op(root, lanes, rng)).collect();
+        self.data_step(root, &ops);
+        let mut steps = Vec::new();
+        for (i, op) in ops.iter_mut().enumerate() {
+            if let Some(step) = self.publish(root, disk, lanes, op, &format!("{n}.{i}")) {
+                steps.push((step, op));
+            }
+        }
+        if self.protocol.answer_early {
+            acknowledge(disk, lanes, &steps);
+        }
+        match self.protocol.names {
+            NameStep::FsyncDirs => fsync_dirs(root, steps.iter().flat_map(|(_, op)| op.parents())),
+            NameStep::Syncfs => syncfs(root),
+            NameStep::Nothing => {}
+        }
+        if !self.protocol.answer_early {
+            acknowledge(disk, lanes, &steps);
+        }
+    }
+
+    fn choose_op(&self, root: &Path, lanes: &[Lane], rng: &mut Rng) -> Op {
+        let name = self.names[rng.usize(..self.names.len())].clone();
+        let other = self.names[rng.usize(..self.names.len())].clone();
+        let pick = if self.shape.names_change { rng.u8(..10) } else { 9 };
+        if pick == 0 {
+            return Op::Unlink { name };
+        }
+        if pick <= 2 && name != other && self.lane(&name) == self.lane(&other) {
+            return Op::Rename { from: name, to: other };
+        }
+        let _ = lanes;
+        let node = random_file(self.shape.size_max, rng);
+        let stage = (!self.protocol.naive).then(|| self.stage(root, &name, &node, rng));
+        Op::Save { name, node, stage }
+    }
+
+    fn stage(&self, root: &Path, name: &str, node: &Node, rng: &mut Rng) -> Stage {
+        let Node::File { content, meta } = node else { unreachable!() };
+        let parent = root.join(name).parent().unwrap().to_path_buf();
+        let mode = Mode::from_raw_mode(0o600);
+        let (fd, path) = if self.protocol.named_stage {
+            let path = parent.join(format!(".tmp{:08x}", rng.u32(..)));
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+            (rustix::fs::open(&path, flags, mode).unwrap(), Some(path))
+        } else {
+            (rustix::fs::open(&parent, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode).unwrap(), None)
+        };
+        let meta_first = rng.bool();
+        if meta_first {
+            set_meta(&fd, meta);
+        }
+        write_pieces(&fd, content, rng);
+        if !meta_first {
+            set_meta(&fd, meta);
+        }
+        Stage { fd, path }
+    }
+
+    fn data_step(&self, root: &Path, ops: &[Op]) {
+        let stages = ops.iter().filter_map(|op| match op {
+            Op::Save { stage: Some(stage), .. } => Some(stage),
+            _ => None,
+        });
+        match self.protocol.data {
+            DataStep::Range => stages.for_each(|s| sync_file_range(&s.fd)),
+            DataStep::Fsync => stages.for_each(|s| rustix::fs::fsync(&s.fd).unwrap()),
+            DataStep::Syncfs => syncfs(root),
+            DataStep::Nothing => {}
+        }
+    }
+
+    /// Lets one operation take effect. Answers its lane and number, or nothing if it did not apply.
+    fn publish(&self, root: &Path, disk: &Disk, lanes: &mut [Lane], op: &mut Op, id: &str) -> Option<(usize, usize)> {
+        match op {
+            Op::Save { name, node, stage } => {
+                let lane = self.lane(name);
+                let exists = lanes[lane].now().contains_key(name);
+                let label = format!("batch {id}: save {name}, {}", if exists { "replaced" } else { "created" });
+                let step = lanes[lane].begin(disk, label, |t| drop(t.insert(name.clone(), node.clone())));
+                let path = root.join(&*name);
+                match stage.take() {
+                    None => write_file(&path, node),
+                    Some(Stage { path: Some(temp), .. }) => fs::rename(temp, path).unwrap(),
+                    Some(Stage { fd, path: None }) => {
+                        let target = if exists { root.join(format!(".fsys/staging/{id}")) } else { path.clone() };
+                        let source = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                        rustix::fs::linkat(CWD, &source, CWD, &target, AtFlags::SYMLINK_FOLLOW).unwrap();
+                        if exists {
+                            fs::rename(target, path).unwrap();
+                        }
+                    }
+                }
+                Some((lane, step))
+            }
+            Op::Unlink { name } => {
+                let lane = self.lane(name);
+                lanes[lane].now().get(name)?;
+                let step =
+                    lanes[lane].begin(disk, format!("batch {id}: unlink {name}"), |t| drop(t.remove(&*name)));
+                fs::remove_file(root.join(&*name)).unwrap();
+                Some((lane, step))
+            }
+            Op::Rename { from, to } => {
+                let lane = self.lane(from);
+                lanes[lane].now().get(from)?;
+                let step = lanes[lane].begin(disk, format!("batch {id}: rename {from} to {to}"), |t| {
+                    let node = t.remove(&*from).unwrap();
+                    t.insert(to.clone(), node);
+                });
+                fs::rename(root.join(&*from), root.join(&*to)).unwrap();
+                Some((lane, step))
+            }
+        }
+    }
+}
+
+impl Op {
+    fn parents(&self) -> Vec<&str> {
+        let parent = |name: &'_ str| name.find('/').unwrap();
+        match self {
+            Self::Save { name, .. } | Self::Unlink { name } => vec![&name[..parent(name)]],
+            Self::Rename { from, to } => vec![&from[..parent(from)], &to[..parent(to)]],
+        }
+    }
+}
+
+fn acknowledge(disk: &Disk, lanes: &mut [Lane], steps: &[((usize, usize), &mut Op)]) {
+    for ((lane, step), _) in steps {
+        lanes[*lane].durable(disk, *step);
+    }
+}
+
+fn fsync_dirs<'a>(root: &Path, dirs: impl Iterator<Item = &'a str>) {
+    let distinct: std::collections::BTreeSet<&str> = dirs.collect();
+    std::thread::scope(|scope| {
+        for dir in distinct {
+            scope.spawn(move || File::open(root.join(dir)).unwrap().sync_all().unwrap());
+        }
+    });
+}
+
+fn syncfs(root: &Path) {
+    rustix::fs::syncfs(File::open(root).unwrap()).unwrap();
+}
+
+fn sync_file_range(fd: &OwnedFd) {
+    let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: no memory is passed; the descriptor is open.
+    let rc = unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, all) };
+    assert_eq!(rc, 0, "sync_file_range: {}", std::io::Error::last_os_error());
+}
+
+/// Writes and syncs a file of its own until told to stop.
+fn be_a_stranger(dir: &Path, stop: &AtomicBool, mut rng: Rng) {
+    let mut file = File::create(dir.join("own")).unwrap();
+    while !stop.load(Ordering::Relaxed) {
+        file.write_all(&vec![rng.u8(..); rng.usize(1..20_000)]).unwrap();
+        file.sync_all().unwrap();
+    }
+}
+
+/// A file with random content, never of zeros, and random metadata.
+pub fn random_file(size_max: usize, rng: &mut Rng) -> Node {
+    let len = match rng.u8(..8) {
+        0 => 0,
+        1 => rng.usize(1..512),
+        2 => 4096,
+        3..=5 => rng.usize(1..=size_max.min(24 << 10)),
+        _ => rng.usize(1..=size_max),
+    };
+    let content: Arc<[u8]> = (0..len).map(|_| rng.u8(1..)).collect();
+    let mode = [0o644, 0o600, 0o755, 0o4755, 0o640][rng.usize(..5)];
+    let owner = [0, 1000, 65_534];
+    let tag = match rng.u8(..4) {
+        0 => Some((0..rng.usize(1..64)).map(|_| rng.u8(..)).collect()),
+        1 => Some((0..rng.usize(200..1500)).map(|_| rng.u8(..)).collect()),
+        _ => None,
+    };
+    let meta = Meta { mode, uid: owner[rng.usize(..3)], gid: owner[rng.usize(..3)], tag };
+    Node::File { content, meta }
+}
+
+fn write_pieces(fd: &OwnedFd, content: &[u8], rng: &mut Rng) {
+    let mut rest = content;
+    while !rest.is_empty() {
+        let n = rng.usize(1..=rest.len());
+        let n = rustix::io::write(fd, &rest[..n]).unwrap();
+        rest = &rest[n..];
+    }
+}
+
+fn set_meta(fd: &OwnedFd, meta: &Meta) {
+    let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+    rustix::fs::fchown(fd, Some(uid), Some(gid)).unwrap();
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode)).unwrap();
+    if let Some(tag) = &meta.tag {
+        rustix::fs::fsetxattr(fd.as_fd(), XATTR, tag, XattrFlags::empty()).unwrap();
+    }
+}
+
+/// As most programs do it: truncate, write, close.
+fn write_file(path: &Path, node: &Node) {
+    let Node::File { content, meta } = node else { unreachable!() };
+    let mut file = File::create(path).unwrap();
+    for piece in content.chunks(content.len() / 3 + 1) {
+        file.write_all(piece).unwrap();
+    }
+    set_meta(&file.into(), meta);
+}
