@@ -1,6 +1,7 @@
 //! The explorer: run a workload on a recorded device, then look at what crashes would have left.
 
 use std::fmt;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use fastrand::Rng;
 use crate::disk::Event;
 use crate::model::{History, Kind, Violation};
 use crate::rig::Rig;
-use crate::states::{CrashState, choose};
+use crate::states::{CrashState, Kept, choose};
 use crate::workload::Workload;
 
 /// How much to explore.
@@ -81,7 +82,7 @@ pub fn explore<W: Workload>(rig: &Rig, budget: Budget, mut make: impl FnMut(u64)
         report.flushes += record.iter().filter(|e| matches!(e, Event::Flush)).count();
         report.writes += record.iter().filter(|e| matches!(e, Event::Write { .. })).count();
         let want = budget.per_run.min(budget.states - report.states);
-        let states = choose(&record, want, rig.kind.tear_unit(), &mut rng);
+        let states = choose(&record, want, &rig.kind.tear(), &mut rng);
         let mut applied = 0;
         for state in &states {
             report.states += 1;
@@ -147,12 +148,19 @@ fn check<W: Workload>(
     rig.settle();
     rig.disk.forget_volatile();
     let context = |v: Violation| {
+        let torn = |(i, ranges): &(usize, Kept)| match &record[*i] {
+            Event::Write { offset, data } if ranges.iter().map(Range::len).sum::<usize>() < data.len() => {
+                Some(format!(" {}+{}", offset, data.len()))
+            }
+            _ => None,
+        };
         let text = format!(
-            "crash at event {} of {}, durable up to {}, {} volatile writes there\n{}",
+            "crash at event {} of {}, durable up to {}, {} volatile writes there, torn:{}\n{}",
             state.at,
             record.len(),
             state.durable,
             state.kept.len(),
+            state.kept.iter().filter_map(torn).collect::<String>(),
             v.text
         );
         Violation { kind: v.kind, text }

@@ -8,6 +8,7 @@ mod explore;
 mod model;
 mod raw;
 mod rig;
+mod stage;
 mod states;
 mod workload;
 
@@ -56,14 +57,18 @@ fn goal_a() {
         ("batch+stranger", Shape { stranger: true, ..shape }),
         ("batch+names", Shape { names_change: true, ..shape }),
         ("batch+names+stranger", Shape { names_change: true, stranger: true, ..shape }),
+        ("styles", Shape { styles: true, stranger: true, ..shape }),
+        ("tight", Shape { tight: true, stranger: true, styles: true, size_max: 100 << 10, batches: 12, ..shape }),
         ("per-dir", Shape { order_per_dir: true, names_change: true, stranger: true, ..shape }),
     ];
     for kind in Kind::ALL.into_iter().filter(|k| pick.is_empty() || pick.split(',').any(|p| p == k.name())) {
-        let rig = Rig::new(kind);
+        let extra = std::env::var("FSYS_CRASH_MKFS").unwrap_or_default();
+        let options = std::env::var("FSYS_CRASH_OPTIONS").unwrap_or_default();
+        let rig = Rig::with(kind, &extra.split_whitespace().collect::<Vec<_>>(), &options);
         for (pname, protocol) in protocols {
             for (sname, shape) in shapes {
                 let name = format!("{pname} {sname}");
-                if !what.is_empty() && !what.split(',').any(|w| w == name || w == pname) {
+                if !what.is_empty() && !what.split(',').any(|w| w == name || w == pname || w == sname) {
                     continue;
                 }
                 let report = explore(&rig, budget(300), |_| Raw::new(protocol, shape));

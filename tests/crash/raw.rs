@@ -5,17 +5,18 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fastrand::Rng;
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags};
 
 use crate::disk::Disk;
-use crate::model::{History, Lane, Meta, Node, Tree, XATTR};
+use crate::model::{History, Lane, Node, Tree};
 use crate::rig::Rig;
+use crate::stage::{Stage, random_file, set_meta};
 use crate::workload::Workload;
 
 /// How the data of a batch is made to be there before its names are.
@@ -73,6 +74,10 @@ pub struct Shape {
     pub names_change: bool,
     /// A stranger writes and syncs a file of his own all the time, so that journal commits happen at any moment.
     pub stranger: bool,
+    /// Stages are filled in all [`crate::stage::Style`]s.
+    pub styles: bool,
+    /// The filesystem is almost full.
+    pub tight: bool,
 }
 
 impl Shape {
@@ -85,6 +90,8 @@ impl Shape {
         order_per_dir: false,
         names_change: false,
         stranger: false,
+        styles: false,
+        tight: false,
     };
 }
 
@@ -111,12 +118,6 @@ enum Op {
     Rename { from: String, to: String },
 }
 
-struct Stage {
-    fd: OwnedFd,
-    /// Where it is, if it has a name already.
-    path: Option<PathBuf>,
-}
-
 impl Workload for Raw {
     fn prepare(&mut self, root: &Path, rng: &mut Rng) {
         fs::create_dir_all(root.join(".fsys/staging")).unwrap();
@@ -125,10 +126,13 @@ impl Workload for Raw {
             fs::create_dir(root.join(format!("d{i}"))).unwrap();
             self.initial.insert(format!("d{i}"), Node::Dir);
         }
+        if self.shape.tight {
+            fill_up(&root.join(NOISE).join("filler"), 8 << 20);
+        }
         // Half of the files exist already, so that a run creates and replaces.
         for name in &self.names {
             if rng.bool() {
-                let node = random_file(self.shape.size_max, rng);
+                let node = random_file(self.shape.size_max, self.shape.styles, rng);
                 write_file(&root.join(name), &node);
                 self.initial.insert(name.clone(), node);
             }
@@ -177,7 +181,7 @@ impl Raw {
 
     fn batch(&self, n: usize, root: &Path, disk: &Disk, lanes: &mut [Lane], rng: &mut Rng) {
         let size = rng.usize(1..=self.shape.batch_max);
-        let mut ops: Vec<Op> = (0..size).map(|_| self.choose_op(root, lanes, rng)).collect();
+        let mut ops: Vec<Op> = (0..size).map(|_| self.choose_op(root, rng)).collect();
         self.data_step(root, &ops);
         let mut steps = Vec::new();
         for (i, op) in ops.iter_mut().enumerate() {
@@ -198,7 +202,7 @@ impl Raw {
         }
     }
 
-    fn choose_op(&self, root: &Path, lanes: &[Lane], rng: &mut Rng) -> Op {
+    fn choose_op(&self, root: &Path, rng: &mut Rng) -> Op {
         let name = self.names[rng.usize(..self.names.len())].clone();
         let other = self.names[rng.usize(..self.names.len())].clone();
         let pick = if self.shape.names_change { rng.u8(..10) } else { 9 };
@@ -208,32 +212,17 @@ impl Raw {
         if pick <= 2 && name != other && self.lane(&name) == self.lane(&other) {
             return Op::Rename { from: name, to: other };
         }
-        let _ = lanes;
-        let node = random_file(self.shape.size_max, rng);
+        let node = random_file(self.shape.size_max, self.shape.styles, rng);
         let stage = (!self.protocol.naive).then(|| self.stage(root, &name, &node, rng));
         Op::Save { name, node, stage }
     }
 
     fn stage(&self, root: &Path, name: &str, node: &Node, rng: &mut Rng) -> Stage {
-        let Node::File { content, meta } = node else { unreachable!() };
-        let parent = root.join(name).parent().unwrap().to_path_buf();
-        let mode = Mode::from_raw_mode(0o600);
-        let (fd, path) = if self.protocol.named_stage {
-            let path = parent.join(format!(".tmp{:08x}", rng.u32(..)));
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-            (rustix::fs::open(&path, flags, mode).unwrap(), Some(path))
-        } else {
-            (rustix::fs::open(&parent, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode).unwrap(), None)
-        };
-        let meta_first = rng.bool();
-        if meta_first {
-            set_meta(&fd, meta);
-        }
-        write_pieces(&fd, content, rng);
-        if !meta_first {
-            set_meta(&fd, meta);
-        }
-        Stage { fd, path }
+        let path = root.join(name);
+        let parent = path.parent().unwrap();
+        let stage = if self.protocol.named_stage { Stage::named(parent, rng) } else { Stage::unnamed(parent) };
+        stage.fill(node, self.shape.styles, &path, rng);
+        stage
     }
 
     fn data_step(&self, root: &Path, ops: &[Op]) {
@@ -242,7 +231,7 @@ impl Raw {
             _ => None,
         });
         match self.protocol.data {
-            DataStep::Range => stages.for_each(|s| sync_file_range(&s.fd)),
+            DataStep::Range => stages.for_each(Stage::sync_range),
             DataStep::Fsync => stages.for_each(|s| rustix::fs::fsync(&s.fd).unwrap()),
             DataStep::Syncfs => syncfs(root),
             DataStep::Nothing => {}
@@ -323,58 +312,15 @@ fn syncfs(root: &Path) {
     rustix::fs::syncfs(File::open(root).unwrap()).unwrap();
 }
 
-fn sync_file_range(fd: &OwnedFd) {
-    let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-    // SAFETY: no memory is passed; the descriptor is open.
-    let rc = unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, all) };
-    assert_eq!(rc, 0, "sync_file_range: {}", std::io::Error::last_os_error());
-}
-
-/// Writes and syncs a file of its own until told to stop.
+/// Until told to stop: writes and syncs a file of its own, and stages others that come to nothing.
 fn be_a_stranger(dir: &Path, stop: &AtomicBool, mut rng: Rng) {
-    let mut file = File::create(dir.join("own")).unwrap();
+    let file = File::create(dir.join("own")).unwrap();
     while !stop.load(Ordering::Relaxed) {
-        file.write_all(&vec![rng.u8(..); rng.usize(1..20_000)]).unwrap();
+        file.write_all_at(&vec![rng.u8(1..); rng.usize(1..20_000)], rng.u64(..100_000)).unwrap();
         file.sync_all().unwrap();
-    }
-}
-
-/// A file with random content, never of zeros, and random metadata.
-pub fn random_file(size_max: usize, rng: &mut Rng) -> Node {
-    let len = match rng.u8(..8) {
-        0 => 0,
-        1 => rng.usize(1..512),
-        2 => 4096,
-        3..=5 => rng.usize(1..=size_max.min(24 << 10)),
-        _ => rng.usize(1..=size_max),
-    };
-    let content: Arc<[u8]> = (0..len).map(|_| rng.u8(1..)).collect();
-    let mode = [0o644, 0o600, 0o755, 0o4755, 0o640][rng.usize(..5)];
-    let owner = [0, 1000, 65_534];
-    let tag = match rng.u8(..4) {
-        0 => Some((0..rng.usize(1..64)).map(|_| rng.u8(..)).collect()),
-        1 => Some((0..rng.usize(200..1500)).map(|_| rng.u8(..)).collect()),
-        _ => None,
-    };
-    let meta = Meta { mode, uid: owner[rng.usize(..3)], gid: owner[rng.usize(..3)], tag };
-    Node::File { content, meta }
-}
-
-fn write_pieces(fd: &OwnedFd, content: &[u8], rng: &mut Rng) {
-    let mut rest = content;
-    while !rest.is_empty() {
-        let n = rng.usize(1..=rest.len());
-        let n = rustix::io::write(fd, &rest[..n]).unwrap();
-        rest = &rest[n..];
-    }
-}
-
-fn set_meta(fd: &OwnedFd, meta: &Meta) {
-    let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
-    rustix::fs::fchown(fd, Some(uid), Some(gid)).unwrap();
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode)).unwrap();
-    if let Some(tag) = &meta.tag {
-        rustix::fs::fsetxattr(fd.as_fd(), XATTR, tag, XattrFlags::empty()).unwrap();
+        let stage = Stage::unnamed(dir);
+        stage.fill(&random_file(100_000, false, &mut rng), false, dir, &mut rng);
+        stage.sync_range();
     }
 }
 
@@ -385,5 +331,13 @@ fn write_file(path: &Path, node: &Node) {
     for piece in content.chunks(content.len() / 3 + 1) {
         file.write_all(piece).unwrap();
     }
-    set_meta(&file.into(), meta);
+    set_meta(file.as_fd(), meta);
+}
+
+/// Leaves little space, so that freed blocks are used again at once.
+fn fill_up(path: &Path, leave: u64) {
+    let file = File::create(path).unwrap();
+    let stat = rustix::fs::fstatvfs(&file).unwrap();
+    let len = (stat.f_bavail * stat.f_frsize).saturating_sub(leave);
+    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len.max(4096)).unwrap();
 }

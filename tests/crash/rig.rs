@@ -12,6 +12,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, moun
 
 use crate::device::Device;
 use crate::disk::Disk;
+use crate::states::Tear;
 
 /// A filesystem under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,13 +42,15 @@ impl Kind {
         }
     }
 
-    /// A write may be torn at this unit: btrfs has no second copy of a superblock that it would use by itself, and
-    /// is not built for devices that tear 4 KiB.
-    pub fn tear_unit(self) -> usize {
-        match self {
-            Self::Ext4 | Self::Xfs => 512,
-            Self::Btrfs => 4096,
-        }
+    /// Sectors tear, with one exception each: a superblock that is written in place under a checksum. Neither ext4
+    /// (1 KiB) nor btrfs (4 KiB) mounts with a torn one, whatever runs on top of it.
+    pub fn tear(self) -> Tear {
+        let whole = match self {
+            Self::Ext4 => 0..4096,
+            Self::Xfs => 0..0,
+            Self::Btrfs => 65_536..69_632,
+        };
+        Tear { unit: 512, whole }
     }
 
     fn mkfs(self) -> &'static [&'static str] {
@@ -64,14 +67,6 @@ impl Kind {
             Self::Btrfs => &["mkfs.btrfs", "-qfK"],
         }
     }
-
-    fn options(self) -> &'static str {
-        match self {
-            Self::Ext4 => "data=ordered,nodiscard",
-            Self::Xfs => "nodiscard",
-            Self::Btrfs => "nodiscard",
-        }
-    }
 }
 
 /// See the module. Dropped: everything unmounted, the device detached.
@@ -80,19 +75,26 @@ pub struct Rig {
     pub disk: Disk,
     device: Device,
     root: TmpRoot,
+    options: String,
 }
 
 impl Rig {
     /// Needs root. Works in a mount namespace of the calling thread.
     pub fn new(kind: Kind) -> Self {
+        Self::with(kind, &[], "")
+    }
+
+    /// With more arguments for mkfs and more mount options.
+    pub fn with(kind: Kind, mkfs: &[&str], options: &str) -> Self {
         let root = TmpRoot::new().unwrap();
-        let image = make_image(kind, &root.path().join("image"));
+        let image = make_image(kind, mkfs, &root.path().join("image"));
+        let options = if options.is_empty() { "nodiscard".into() } else { format!("nodiscard,{options}") };
         let disk = Disk::new(image);
         let served = root.dir("served");
         root.dir("fs");
         root.dir("mnt");
         let device = Device::new(&disk, &served).unwrap();
-        Self { kind, disk, device, root }
+        Self { kind, disk, device, root, options }
     }
 
     /// A directory of the rig's own tmpfs.
@@ -105,7 +107,7 @@ impl Rig {
         self.device.invalidate()?;
         let at = self.root.path().join("fs");
         let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
-        let options = std::ffi::CString::new(self.kind.options()).unwrap();
+        let options = std::ffi::CString::new(self.options.as_str()).unwrap();
         mount(self.device.path(), &at, self.kind.name(), flags, options.as_c_str())?;
         Ok(Mounted { at })
     }
@@ -169,11 +171,11 @@ impl Drop for TmpRoot {
     }
 }
 
-fn make_image(kind: Kind, path: &Path) -> Vec<u8> {
+fn make_image(kind: Kind, extra: &[&str], path: &Path) -> Vec<u8> {
     let file = fs::File::create(path).unwrap();
     file.set_len((kind.size_mib() as u64) << 20).unwrap();
     let (program, args) = kind.mkfs().split_first().unwrap();
-    let out = Command::new(program).args(args).arg(path).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let out = Command::new(program).args(args).args(extra).arg(path).output().unwrap_or_else(|e| panic!("{program}: {e}"));
     assert!(out.status.success(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
     let image = fs::read(path).unwrap();
     fs::remove_file(path).unwrap();

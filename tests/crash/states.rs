@@ -26,6 +26,15 @@ pub struct CrashState {
     pub kept: Vec<(usize, Kept)>,
 }
 
+/// How a device may tear a write.
+#[derive(Debug, Clone)]
+pub struct Tear {
+    /// Sectors are whole or not there.
+    pub unit: usize,
+    /// These bytes of the device are whole or not there too: see [`crate::rig::Kind::tear`].
+    pub whole: Range<u64>,
+}
+
 /// How the writes of a crash state are chosen.
 #[derive(Debug, Clone, Copy)]
 enum Choice {
@@ -54,7 +63,7 @@ const CHOICES: [Choice; 9] = [
 ];
 
 /// At most `count` different crash states of `record`, in order of their position.
-pub fn choose(record: &[Event], count: usize, tear_unit: usize, rng: &mut Rng) -> Vec<CrashState> {
+pub fn choose(record: &[Event], count: usize, tear: &Tear, rng: &mut Rng) -> Vec<CrashState> {
     let flushes: Vec<usize> =
         record.iter().enumerate().filter(|(_, e)| matches!(e, Event::Flush)).map(|(i, _)| i + 1).collect();
     // Moments where much is decided: right after a mark (an answer was given), right before a flush.
@@ -71,7 +80,7 @@ pub fn choose(record: &[Event], count: usize, tear_unit: usize, rng: &mut Rng) -
             1 if !flushes.is_empty() => flushes[rng.usize(..flushes.len())] - 1,
             _ => rng.usize(..=record.len()),
         };
-        let state = choose_at(record, &flushes, at, tear_unit, rng);
+        let state = choose_at(record, &flushes, at, tear, rng);
         let mut hasher = DefaultHasher::new();
         state.hash(&mut hasher);
         if seen.insert(hasher.finish()) {
@@ -82,20 +91,20 @@ pub fn choose(record: &[Event], count: usize, tear_unit: usize, rng: &mut Rng) -
     out
 }
 
-fn choose_at(record: &[Event], flushes: &[usize], at: usize, tear_unit: usize, rng: &mut Rng) -> CrashState {
+fn choose_at(record: &[Event], flushes: &[usize], at: usize, tear: &Tear, rng: &mut Rng) -> CrashState {
     let durable = flushes[..flushes.partition_point(|&f| f <= at)].last().copied().unwrap_or(0);
-    let writes: Vec<(usize, usize)> = (durable..at)
+    let writes: Vec<(usize, u64, usize)> = (durable..at)
         .filter_map(|i| match &record[i] {
-            Event::Write { data, .. } => Some((i, data.len())),
+            Event::Write { offset, data } => Some((i, *offset, data.len())),
             _ => None,
         })
         .collect();
     let n = writes.len();
     let choice = CHOICES[rng.usize(..CHOICES.len())];
     let pick = if n == 0 { 0 } else { rng.usize(..n) };
-    let tear = rng.bool();
+    let tears = rng.bool();
     let mut kept = Vec::new();
-    for (nth, &(i, len)) in writes.iter().enumerate() {
+    for (nth, &(i, offset, len)) in writes.iter().enumerate() {
         let keep = match choice {
             Choice::All => true,
             Choice::None => false,
@@ -106,8 +115,8 @@ fn choose_at(record: &[Event], flushes: &[usize], at: usize, tear_unit: usize, r
             Choice::Suffix => nth >= pick,
         };
         // Torn: of the writes that arrived at all, and of the one that the choice is about.
-        if tear && len > tear_unit && (nth == pick || (keep && rng.u8(..8) == 0)) {
-            kept.push((i, torn(len, tear_unit, rng)));
+        if tears && len > tear.unit && (nth == pick || (keep && rng.u8(..8) == 0)) {
+            kept.push((i, torn(offset, len, tear, rng)));
         } else if keep {
             kept.push((i, std::iter::once(0..len).collect()));
         }
@@ -115,22 +124,34 @@ fn choose_at(record: &[Event], flushes: &[usize], at: usize, tear_unit: usize, r
     CrashState { at, durable, kept }
 }
 
-fn torn(len: usize, unit: usize, rng: &mut Rng) -> Kept {
+fn torn(offset: u64, len: usize, tear: &Tear, rng: &mut Rng) -> Kept {
+    let unit = tear.unit;
     let units = len.div_ceil(unit);
     let cut = rng.usize(1..units);
-    let range = |r: Range<usize>| r.start * unit..(r.end * unit).min(len);
-    match rng.u8(..3) {
-        0 => vec![range(0..cut)],
-        1 => vec![range(cut..units)],
-        _ => (0..units).filter(|_| rng.bool()).map(|u| range(u..u + 1)).collect(),
-    }
+    let choice = rng.u8(..3);
+    let whole = rng.bool();
+    (0..units)
+        .filter(|&u| {
+            let at = offset + (u * unit) as u64;
+            if tear.whole.contains(&at) {
+                return whole;
+            }
+            match choice {
+                0 => u < cut,
+                1 => u >= cut,
+                _ => rng.bool(),
+            }
+        })
+        .map(|u| u * unit..((u + 1) * unit).min(len))
+        .collect()
 }
 
 #[test]
 fn a_crash_state_keeps_what_was_flushed_and_nothing_from_the_future() {
     let write = |n: u8| Event::Write { offset: 0, data: vec![n; 4096].into() };
     let record = [write(1), Event::Flush, write(2), Event::Mark, write(3), Event::Flush, write(4)];
-    let states = choose(&record, 400, 512, &mut Rng::with_seed(1));
+    let tear = Tear { unit: 512, whole: 0..1024 };
+    let states = choose(&record, 400, &tear, &mut Rng::with_seed(1));
     assert!(states.len() > 50, "{}", states.len());
     for s in &states {
         let flushed = record[..s.at].iter().rposition(|e| matches!(e, Event::Flush)).map_or(0, |i| i + 1);
@@ -140,4 +161,6 @@ fn a_crash_state_keeps_what_was_flushed_and_nothing_from_the_future() {
     }
     assert!(states.iter().any(|s| s.at == 7 && s.kept.is_empty()), "the last write may be lost");
     assert!(states.iter().any(|s| s.kept.iter().any(|(_, k)| k.len() > 1)), "some write is torn");
+    let there = |k: &Kept, at: usize| k.iter().any(|r| r.contains(&at));
+    assert!(states.iter().flat_map(|s| &s.kept).all(|(_, k)| there(k, 0) == there(k, 512)), "but not there");
 }
