@@ -22,6 +22,28 @@ pub const XATTR: &str = "user.tag";
 pub enum Node {
     Dir,
     File { content: Arc<[u8]>, meta: Meta },
+    /// Only in a model: a file that is being written in place, so that each byte is that of one of the two, or zero.
+    Mixed { old: Arc<[u8]>, new: Arc<[u8]>, meta: Meta },
+}
+
+impl Node {
+    /// Whether `seen` on the disk is what this says.
+    fn fits(&self, seen: &Self) -> bool {
+        match (self, seen) {
+            (Self::Mixed { old, new, meta }, Self::File { content, meta: m }) => {
+                let allowed = |(i, b): (usize, &u8)| *b == 0 || old.get(i) == Some(b) || new.get(i) == Some(b);
+                meta == m && content.len() <= old.len().max(new.len()) && content.iter().enumerate().all(allowed)
+            }
+            _ => self == seen,
+        }
+    }
+}
+
+fn fits(want: Option<&Node>, seen: Option<&Node>) -> bool {
+    match (want, seen) {
+        (Some(want), Some(seen)) => want.fits(seen),
+        (want, seen) => want.is_none() && seen.is_none(),
+    }
 }
 
 /// The metadata that must survive with the content.
@@ -98,14 +120,14 @@ impl Lane {
         (lo, hi)
     }
 
-    fn check(&self, at: usize, seen: &Tree) -> Result<(), Violation> {
+    /// After how many operations the lane may be, so that it looks like `seen` after a crash at `at`.
+    fn feasible(&self, at: usize, seen: &Tree) -> Result<Vec<usize>, Violation> {
         let mine: Tree =
             seen.iter().filter(|(name, _)| self.owns(name)).map(|(k, v)| (k.clone(), v.clone())).collect();
         let (lo, hi) = self.bounds(at);
-        if (lo..=hi).any(|n| *self.tree(n) == mine) {
-            return Ok(());
-        }
-        Err(self.explain(lo, hi, &mine))
+        let same = |want: &Tree| want.len() == mine.len() && want.iter().all(|(k, v)| fits(Some(v), mine.get(k)));
+        let fitting: Vec<usize> = (lo..=hi).filter(|n| same(self.tree(*n))).collect();
+        if fitting.is_empty() { Err(self.explain(lo, hi, &mine)) } else { Ok(fitting) }
     }
 
     fn explain(&self, lo: usize, hi: usize, seen: &Tree) -> Violation {
@@ -115,9 +137,9 @@ impl Lane {
             (lo..=hi).flat_map(|n| self.tree(n).keys()).chain(seen.keys()).collect();
         for name in names {
             let is = seen.get(name);
-            let verdict = if (lo..=hi).any(|n| self.tree(n).get(name) == is) {
+            let verdict = if (lo..=hi).any(|n| fits(self.tree(n).get(name), is)) {
                 None
-            } else if (0..lo).any(|n| self.tree(n).get(name) == is) {
+            } else if (0..lo).any(|n| fits(self.tree(n).get(name), is)) {
                 Some(Kind::Lost)
             } else if let Some(Node::File { content, .. }) = is {
                 let known = (0..=self.steps.len())
@@ -130,7 +152,7 @@ impl Lane {
                 kind = kind.max(found);
             }
             let wanted = self.tree(lo).get(name);
-            if is != wanted {
+            if !fits(wanted, is) {
                 let word = verdict.map_or("allowed".into(), |v| format!("{v:?}"));
                 let _ = writeln!(text, "  {name}: {word}; seen {}; acknowledged {}", show(is), show(wanted));
             }
@@ -146,6 +168,7 @@ fn show(node: Option<&Node>) -> String {
     match node {
         None => "nothing".into(),
         Some(Node::Dir) => "a directory".into(),
+        Some(Node::Mixed { old, new, .. }) => format!("a mix of {} and {} bytes", old.len(), new.len()),
         Some(Node::File { content, meta }) => {
             let zeros = content.iter().filter(|b| **b == 0).count();
             let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
@@ -192,10 +215,16 @@ impl Violation {
     }
 }
 
+/// One operation that is in two lanes, as (lane, step): it is there in both or in neither.
+pub type Joint = [(usize, usize); 2];
+
 /// All lanes of one run.
 #[derive(Default)]
 pub struct History {
     pub lanes: Vec<Lane>,
+    pub joints: Vec<Joint>,
+    /// Names that are there and belong to no lane.
+    pub fixed: Vec<String>,
     /// Names (and what is below them) that the checker does not look at.
     pub ignore: Vec<String>,
 }
@@ -210,13 +239,39 @@ impl History {
     /// Compares what is under `root` with what a crash at `at` may leave.
     pub fn check(&self, root: &Path, at: usize) -> Result<(), Violation> {
         let seen = read_tree(root, &self.ignore).map_err(|e| Violation::new(Kind::Torn, format!("reading: {e}")))?;
-        for lane in &self.lanes {
-            lane.check(at, &seen)?;
+        let feasible = self.lanes.iter().map(|l| l.feasible(at, &seen)).collect::<Result<Vec<_>, _>>()?;
+        if !self.joinable(&feasible, &mut Vec::new()) {
+            let mut text = String::from("an operation on two directories is there in only one of them\n");
+            for [(a, i), (b, j)] in &self.joints {
+                let (a, b) = (&self.lanes[*a], &self.lanes[*b]);
+                let _ = writeln!(text, "  {} {}; {} {}", a.name, i + 1, b.name, j + 1);
+            }
+            let _ = writeln!(text, "  operations there, by lane: {feasible:?}");
+            return Err(Violation::new(Kind::Order, text));
         }
-        match seen.keys().find(|name| !self.lanes.iter().any(|l| l.owns(name))) {
+        let stray = |name: &&String| !self.fixed.contains(name) && !self.lanes.iter().any(|l| l.owns(name));
+        match seen.keys().find(stray) {
             Some(name) => Err(Violation::new(Kind::Leftover, format!("{name}: nobody made this"))),
             None => Ok(()),
         }
+    }
+
+    /// Whether one number of operations for every lane can be chosen so that joint operations agree.
+    fn joinable(&self, feasible: &[Vec<usize>], chosen: &mut Vec<usize>) -> bool {
+        let agree = |[(a, i), (b, j)]: &Joint| match (chosen.get(*a), chosen.get(*b)) {
+            (Some(n), Some(m)) => (n > i) == (m > j),
+            _ => true,
+        };
+        if !self.joints.iter().all(agree) {
+            return false;
+        }
+        let Some(candidates) = feasible.get(chosen.len()) else { return true };
+        candidates.iter().any(|n| {
+            chosen.push(*n);
+            let found = self.joinable(feasible, chosen);
+            chosen.pop();
+            found
+        })
     }
 }
 
@@ -270,11 +325,29 @@ fn a_lane_takes_a_prefix_and_nothing_else() {
     lane.durable(&disk, one); // mark 1
     lane.begin(&disk, "b=1".into(), |t| drop(t.insert("b".into(), file(1)))); // mark 2
     lane.begin(&disk, "a=2".into(), |t| drop(t.insert("a".into(), file(2)))); // mark 3
-    let kind = |at, t: Tree| lane.check(at, &t).map_err(|v| v.kind);
+    let kind = |at, t: Tree| lane.feasible(at, &t).map(drop).map_err(|v| v.kind);
     assert_eq!(kind(0, tree(None, None)), Ok(()));
     assert_eq!(kind(2, tree(None, None)), Err(Kind::Lost));
     assert_eq!(kind(2, tree(Some(1), None)), Ok(()));
     assert_eq!(kind(4, tree(Some(1), Some(1))), Ok(()));
     assert_eq!(kind(4, tree(Some(2), None)), Err(Kind::Order));
     assert_eq!(kind(4, tree(Some(3), Some(1))), Err(Kind::Torn));
+}
+
+#[test]
+fn an_operation_on_two_lanes_is_there_in_both_or_in_neither() {
+    let history = History { joints: vec![[(0, 1), (1, 0)]], ..History::default() };
+    let joinable = |a: &[usize], b: &[usize]| history.joinable(&[a.to_vec(), b.to_vec()], &mut Vec::new());
+    assert!(joinable(&[1], &[0]) && joinable(&[2], &[1]) && joinable(&[1, 2], &[1]));
+    assert!(!joinable(&[2], &[0]) && !joinable(&[0, 1], &[1]));
+}
+
+#[test]
+fn a_file_written_in_place_may_be_a_mix() {
+    let plain = |c: &[u8]| Node::File { content: c.into(), meta: Meta::plain() };
+    let mixed = Node::Mixed { old: [1, 1, 1].into(), new: [2, 2, 2, 2].into(), meta: Meta::plain() };
+    for ok in [&[1, 1, 1][..], &[1, 2, 1, 2], &[2, 0, 1], &[]] {
+        assert!(mixed.fits(&plain(ok)), "{ok:?}");
+    }
+    assert!(!mixed.fits(&plain(&[1, 1, 1, 1])) && !mixed.fits(&plain(&[2; 5])));
 }

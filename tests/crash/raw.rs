@@ -3,6 +3,7 @@
 //! One run is some batches of saves over a few files in a few directories. Every variant that leaves a step out is a
 //! negative control: the same checker must find it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,7 +15,7 @@ use fastrand::Rng;
 use rustix::fs::{AtFlags, CWD, FallocateFlags};
 
 use crate::disk::Disk;
-use crate::model::{History, Lane, Node, Tree};
+use crate::model::{History, Joint, Lane, Node, Tree};
 use crate::rig::Rig;
 use crate::stage::{Stage, random_file, set_meta};
 use crate::workload::Workload;
@@ -140,7 +141,7 @@ impl Workload for Raw {
     }
 
     fn run(&mut self, _rig: &Rig, root: &Path, disk: &Disk, rng: &mut Rng) -> History {
-        let mut lanes = self.lanes();
+        let mut history = History { lanes: self.lanes(), ignore: vec![NOISE.into()], ..History::default() };
         let stop = AtomicBool::new(false);
         let noise_rng = rng.fork();
         std::thread::scope(|scope| {
@@ -148,11 +149,11 @@ impl Workload for Raw {
                 scope.spawn(|| be_a_stranger(&root.join(NOISE), &stop, noise_rng));
             }
             for n in 0..self.shape.batches {
-                self.batch(n, root, disk, &mut lanes, rng);
+                self.batch(n, root, disk, &mut history, rng);
             }
             stop.store(true, Ordering::Relaxed);
         });
-        History { lanes, ignore: vec![NOISE.into()] }
+        history
     }
 }
 
@@ -179,21 +180,25 @@ impl Raw {
         if self.shape.order_per_dir { name[1..name.find('/').unwrap()].parse().unwrap() } else { 0 }
     }
 
-    fn batch(&self, n: usize, root: &Path, disk: &Disk, lanes: &mut [Lane], rng: &mut Rng) {
+    fn batch(&self, n: usize, root: &Path, disk: &Disk, history: &mut History, rng: &mut Rng) {
         let size = rng.usize(1..=self.shape.batch_max);
         let mut ops: Vec<Op> = (0..size).map(|_| self.choose_op(root, rng)).collect();
         self.data_step(root, &ops);
         let mut steps = Vec::new();
+        let mut parents = Vec::new();
         for (i, op) in ops.iter_mut().enumerate() {
-            if let Some(step) = self.publish(root, disk, lanes, op, &format!("{n}.{i}")) {
-                steps.push((step, op));
+            let done = self.publish(root, disk, history, op, &format!("{n}.{i}"));
+            if !done.is_empty() {
+                parents.extend(op.parents());
             }
+            steps.extend(done);
         }
+        let lanes = &mut history.lanes;
         if self.protocol.answer_early {
             acknowledge(disk, lanes, &steps);
         }
         match self.protocol.names {
-            NameStep::FsyncDirs => fsync_dirs(root, steps.iter().flat_map(|(_, op)| op.parents())),
+            NameStep::FsyncDirs => fsync_dirs(root, &parents),
             NameStep::Syncfs => syncfs(root),
             NameStep::Nothing => {}
         }
@@ -209,7 +214,7 @@ impl Raw {
         if pick == 0 {
             return Op::Unlink { name };
         }
-        if pick <= 2 && name != other && self.lane(&name) == self.lane(&other) {
+        if pick <= 2 && name != other {
             return Op::Rename { from: name, to: other };
         }
         let node = random_file(self.shape.size_max, self.shape.styles, rng);
@@ -238,8 +243,9 @@ impl Raw {
         }
     }
 
-    /// Lets one operation take effect. Answers its lane and number, or nothing if it did not apply.
-    fn publish(&self, root: &Path, disk: &Disk, lanes: &mut [Lane], op: &mut Op, id: &str) -> Option<(usize, usize)> {
+    /// Lets one operation take effect. Answers its lanes and numbers, or nothing if it did not apply.
+    fn publish(&self, root: &Path, disk: &Disk, history: &mut History, op: &mut Op, id: &str) -> Vec<(usize, usize)> {
+        let lanes = &mut history.lanes;
         match op {
             Op::Save { name, node, stage } => {
                 let lane = self.lane(name);
@@ -259,48 +265,61 @@ impl Raw {
                         }
                     }
                 }
-                Some((lane, step))
+                vec![(lane, step)]
             }
             Op::Unlink { name } => {
-                let lane = self.lane(name);
-                lanes[lane].now().get(name)?;
-                let step =
-                    lanes[lane].begin(disk, format!("batch {id}: unlink {name}"), |t| drop(t.remove(&*name)));
+                let lane = &mut lanes[self.lane(name)];
+                if !lane.now().contains_key(name) {
+                    return vec![];
+                }
+                let step = lane.begin(disk, format!("batch {id}: unlink {name}"), |t| drop(t.remove(&*name)));
                 fs::remove_file(root.join(&*name)).unwrap();
-                Some((lane, step))
+                vec![(self.lane(name), step)]
             }
             Op::Rename { from, to } => {
-                let lane = self.lane(from);
-                lanes[lane].now().get(from)?;
-                let step = lanes[lane].begin(disk, format!("batch {id}: rename {from} to {to}"), |t| {
-                    let node = t.remove(&*from).unwrap();
-                    t.insert(to.clone(), node);
-                });
+                let (source, target) = (self.lane(from), self.lane(to));
+                let Some(node) = lanes[source].now().get(from).cloned() else { return vec![] };
+                let label = format!("batch {id}: rename {from} to {to}");
+                let mut steps = vec![];
+                if source == target {
+                    let step = lanes[source].begin(disk, label, |t| {
+                        t.remove(&*from);
+                        t.insert(to.clone(), node);
+                    });
+                    steps.push((source, step));
+                } else {
+                    let joint: Joint = [
+                        (source, lanes[source].begin(disk, label.clone(), |t| drop(t.remove(&*from)))),
+                        (target, lanes[target].begin(disk, label, |t| drop(t.insert(to.clone(), node)))),
+                    ];
+                    steps.extend(joint);
+                    history.joints.push(joint);
+                }
                 fs::rename(root.join(&*from), root.join(&*to)).unwrap();
-                Some((lane, step))
+                steps
             }
         }
     }
 }
 
 impl Op {
-    fn parents(&self) -> Vec<&str> {
-        let parent = |name: &'_ str| name.find('/').unwrap();
+    fn parents(&self) -> Vec<String> {
+        let parent = |name: &String| name[..name.find('/').unwrap()].to_string();
         match self {
-            Self::Save { name, .. } | Self::Unlink { name } => vec![&name[..parent(name)]],
-            Self::Rename { from, to } => vec![&from[..parent(from)], &to[..parent(to)]],
+            Self::Save { name, .. } | Self::Unlink { name } => vec![parent(name)],
+            Self::Rename { from, to } => vec![parent(from), parent(to)],
         }
     }
 }
 
-fn acknowledge(disk: &Disk, lanes: &mut [Lane], steps: &[((usize, usize), &mut Op)]) {
-    for ((lane, step), _) in steps {
+fn acknowledge(disk: &Disk, lanes: &mut [Lane], steps: &[(usize, usize)]) {
+    for (lane, step) in steps {
         lanes[*lane].durable(disk, *step);
     }
 }
 
-fn fsync_dirs<'a>(root: &Path, dirs: impl Iterator<Item = &'a str>) {
-    let distinct: std::collections::BTreeSet<&str> = dirs.collect();
+fn fsync_dirs(root: &Path, dirs: &[String]) {
+    let distinct: BTreeSet<&String> = dirs.iter().collect();
     std::thread::scope(|scope| {
         for dir in distinct {
             scope.spawn(move || File::open(root.join(dir)).unwrap().sync_all().unwrap());
