@@ -5,7 +5,9 @@
 mod device;
 mod disk;
 mod explore;
+mod fsys;
 mod model;
+mod programs;
 mod raw;
 mod rig;
 mod stage;
@@ -13,6 +15,7 @@ mod states;
 mod workload;
 
 use explore::{Budget, Report, explore};
+use programs::{Level, Programs, Through};
 use raw::{DataStep, NameStep, Protocol, Raw, Shape};
 use rig::{Kind, Rig};
 
@@ -72,6 +75,26 @@ fn goal_a() {
                     continue;
                 }
                 let report = explore(&rig, budget(300), |_| Raw::new(protocol, shape));
+                say(kind, &name, &report);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "exploration by hand"]
+fn goal_b() {
+    let pick = std::env::var("FSYS_CRASH_FS").unwrap_or_default();
+    let what = std::env::var("FSYS_CRASH_WHAT").unwrap_or_default();
+    for kind in Kind::ALL.into_iter().filter(|k| pick.is_empty() || pick.split(',').any(|p| p == k.name())) {
+        let rig = Rig::new(kind);
+        for level in Level::ALL {
+            for through in [Through::Mount, Through::Raw] {
+                let name = format!("{through:?} {}", level.name());
+                if !what.is_empty() && !what.split(',').any(|w| name.split(' ').any(|n| n == w)) {
+                    continue;
+                }
+                let report = explore(&rig, budget(300), |_| Programs::new(through, level));
                 say(kind, &name, &report);
             }
         }

@@ -22,17 +22,19 @@ pub const XATTR: &str = "user.tag";
 pub enum Node {
     Dir,
     File { content: Arc<[u8]>, meta: Meta },
-    /// Only in a model: a file that is being written in place, so that each byte is that of one of the two, or zero.
-    Mixed { old: Arc<[u8]>, new: Arc<[u8]>, meta: Meta },
+    /// Only in a model: a file that is being written in place, so that each byte is that of some version, or zero.
+    Mixed { versions: Vec<Arc<[u8]>>, meta: Meta },
 }
 
 impl Node {
     /// Whether `seen` on the disk is what this says.
     fn fits(&self, seen: &Self) -> bool {
         match (self, seen) {
-            (Self::Mixed { old, new, meta }, Self::File { content, meta: m }) => {
-                let allowed = |(i, b): (usize, &u8)| *b == 0 || old.get(i) == Some(b) || new.get(i) == Some(b);
-                meta == m && content.len() <= old.len().max(new.len()) && content.iter().enumerate().all(allowed)
+            (Self::Mixed { versions, meta }, Self::File { content, meta: m }) => {
+                let allowed = |(i, b): (usize, &u8)| *b == 0 || versions.iter().any(|v| v.get(i) == Some(b));
+                let (min, max) = (versions.iter().map(|v| v.len()).min(), versions.iter().map(|v| v.len()).max());
+                let fits = |len: usize| min.is_some_and(|n| n <= len) && max.is_some_and(|n| len <= n);
+                meta == m && fits(content.len()) && content.iter().enumerate().all(allowed)
             }
             _ => self == seen,
         }
@@ -101,7 +103,15 @@ impl Lane {
 
     /// The program was told that this operation is on stable storage.
     pub fn durable(&mut self, disk: &Disk, step: usize) {
-        self.steps[step].durable = Some(disk.mark());
+        let mark = disk.mark();
+        self.steps[step].durable.get_or_insert(mark);
+    }
+
+    /// The program was told so about everything until now.
+    pub fn all_durable(&mut self, disk: &Disk) {
+        if let Some(last) = self.steps.len().checked_sub(1) {
+            self.durable(disk, last);
+        }
     }
 
     fn owns(&self, name: &str) -> bool {
@@ -168,7 +178,7 @@ fn show(node: Option<&Node>) -> String {
     match node {
         None => "nothing".into(),
         Some(Node::Dir) => "a directory".into(),
-        Some(Node::Mixed { old, new, .. }) => format!("a mix of {} and {} bytes", old.len(), new.len()),
+        Some(Node::Mixed { versions, .. }) => format!("a mix of {} versions", versions.len()),
         Some(Node::File { content, meta }) => {
             let zeros = content.iter().filter(|b| **b == 0).count();
             let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
@@ -345,9 +355,9 @@ fn an_operation_on_two_lanes_is_there_in_both_or_in_neither() {
 #[test]
 fn a_file_written_in_place_may_be_a_mix() {
     let plain = |c: &[u8]| Node::File { content: c.into(), meta: Meta::plain() };
-    let mixed = Node::Mixed { old: [1, 1, 1].into(), new: [2, 2, 2, 2].into(), meta: Meta::plain() };
-    for ok in [&[1, 1, 1][..], &[1, 2, 1, 2], &[2, 0, 1], &[]] {
+    let mixed = Node::Mixed { versions: vec![[1, 1, 1].into(), [2, 2, 2, 2].into()], meta: Meta::plain() };
+    for ok in [&[1, 1, 1][..], &[1, 2, 1, 2], &[2, 0, 1]] {
         assert!(mixed.fits(&plain(ok)), "{ok:?}");
     }
-    assert!(!mixed.fits(&plain(&[1, 1, 1, 1])) && !mixed.fits(&plain(&[2; 5])));
+    assert!(!mixed.fits(&plain(&[1, 1, 1, 1])) && !mixed.fits(&plain(&[2; 5])) && !mixed.fits(&plain(&[1; 2])));
 }

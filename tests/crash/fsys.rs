@@ -1,0 +1,97 @@
+//! The program under test, as a program: mount, unmount, recover.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::model::{Kind, Violation};
+
+/// A mount over a backing directory. Dropped without [`Daemon::unmount`]: its connection is cut, so that it ends.
+pub struct Daemon {
+    mountpoint: PathBuf,
+    mounted: bool,
+}
+
+impl Daemon {
+    pub fn mount(backing: &Path, mountpoint: &Path, options: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fsys-mount"));
+        let out = command.args(["-o", options]).arg(backing).arg(mountpoint).output().unwrap();
+        assert!(out.status.success(), "fsys-mount: {}", said(&out));
+        Self { mountpoint: mountpoint.into(), mounted: true }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// A clean unmount: drained, and the daemon gone.
+    pub fn unmount(mut self) {
+        let out = tool().arg("umount").arg(&self.mountpoint).output().unwrap();
+        assert!(out.status.success(), "fsys umount: {}", said(&out));
+        self.mounted = false;
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ = unmount(&self.mountpoint, UnmountFlags::FORCE | UnmountFlags::DETACH);
+        }
+    }
+}
+
+fn tool() -> Command {
+    Command::new(Path::new(env!("CARGO_BIN_EXE_fsys-mount")).with_file_name("fsys"))
+}
+
+fn said(out: &Output) -> String {
+    format!("{} {}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+/// Recovers a crashed backing directory. Recovery must succeed, leave nothing behind, and have nothing left to do.
+pub fn recover(backing: &Path) -> Result<(), Violation> {
+    let run = || -> Result<(), Violation> {
+        let out = tool().arg("recover").arg(backing).output().unwrap();
+        if out.status.success() { Ok(()) } else { Err(Violation::new(Kind::Dead, format!("fsys recover: {}", said(&out)))) }
+    };
+    let look = || everything(backing).map_err(|e| Violation::new(Kind::Dead, format!("after recovery: {e}")));
+    run()?;
+    let once = look()?;
+    if let Some(name) = once.keys().find(|n| n.starts_with(".fsys/staging/") || n.starts_with(".fsys/failed/")) {
+        return Err(Violation::new(Kind::Leftover, format!("recovery leaves {name}")));
+    }
+    run()?;
+    let twice = look()?;
+    if once == twice {
+        return Ok(());
+    }
+    let changed: Vec<_> =
+        once.keys().chain(twice.keys()).filter(|name| once.get(*name) != twice.get(*name)).collect();
+    Err(Violation::new(Kind::Leftover, format!("a second recovery changes {changed:?}")))
+}
+
+/// All names, with inode, size, owner and time of last change of content, `.fsys` included.
+fn everything(root: &Path) -> io::Result<BTreeMap<String, [i64; 7]>> {
+    let mut all = BTreeMap::new();
+    let mut todo = vec![root.to_path_buf()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            let m = fs::symlink_metadata(&path)?;
+            // A directory's times and size say nothing that the names in it do not.
+            let content = if m.is_dir() { [0; 3] } else { [m.size() as i64, m.mtime(), m.mtime_nsec()] };
+            let [size, s, ns] = content;
+            let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+            all.insert(name, [m.ino() as i64, m.mode().into(), m.uid().into(), m.gid().into(), size, s, ns]);
+            if m.is_dir() {
+                todo.push(path);
+            }
+        }
+    }
+    Ok(all)
+}
