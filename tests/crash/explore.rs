@@ -1,20 +1,23 @@
 //! The explorer: run a workload on a recorded device, then look at what crashes would have left.
 
 use std::fmt;
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use crate::disk::Event;
+use crate::disk::{BLOCK, Event};
 use crate::model::{History, Kind, Violation};
 use crate::rig::Rig;
 use crate::states::{CrashState, Kept, choose};
 use crate::workload::Workload;
 
 /// How much to explore.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Budget {
     /// Crash states in all.
     pub states: usize,
@@ -24,6 +27,8 @@ pub struct Budget {
     pub seed: u64,
     /// Stop after so many violations.
     pub stop_after: usize,
+    /// Where to keep the images of the first bad crash states.
+    pub keep: Option<PathBuf>,
 }
 
 /// What came of it.
@@ -47,10 +52,10 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rate = self.states as f64 / self.elapsed.as_secs_f64().max(0.001);
+        let rate = self.states as u128 * 1000 / self.elapsed.as_millis().max(1);
         write!(
             f,
-            "{} violations in {} crash states ({rate:.0}/s) of {} runs, {} operations, {} writes, {} flushes",
+            "{} violations in {} crash states ({rate}/s) of {} runs, {} operations, {} writes, {} flushes",
             self.bad(),
             self.states,
             self.runs,
@@ -69,14 +74,14 @@ impl fmt::Display for Report {
 }
 
 /// Runs `make(seed)` for one seed after the other until the budget is used up.
-pub fn explore<W: Workload>(rig: &Rig, budget: Budget, mut make: impl FnMut(u64) -> W) -> Report {
+pub fn explore(rig: &Rig, budget: &Budget, make: &dyn Fn(u64) -> Box<dyn Workload>) -> Report {
     let start = Instant::now();
     let mut report = Report::default();
     let mut seed = budget.seed;
     while report.states < budget.states && report.bad() < budget.stop_after {
         let mut workload = make(seed);
         let mut rng = Rng::with_seed(seed);
-        let (record, history) = record(rig, &mut workload, &mut rng);
+        let (record, history) = record(rig, &mut *workload, &mut rng);
         report.runs += 1;
         report.operations += history.counts().0;
         report.flushes += record.iter().filter(|e| matches!(e, Event::Flush)).count();
@@ -86,7 +91,13 @@ pub fn explore<W: Workload>(rig: &Rig, budget: Budget, mut make: impl FnMut(u64)
         let mut applied = 0;
         for state in &states {
             report.states += 1;
-            if let Err(violation) = check(rig, &workload, &record, &history, state, &mut applied) {
+            build(rig, &record, state, &mut applied);
+            if let Err(violation) = check(rig, &*workload, &record, &history, state) {
+                if let Some(dir) = budget.keep.as_ref().filter(|_| report.bad() < 3) {
+                    build(rig, &record, state, &mut applied);
+                    keep(rig, &dir.join(format!("{}-{seed}-{}.img", rig.kind.name(), state.at)));
+                    rig.disk.forget_volatile();
+                }
                 report.violations.push((seed, violation));
                 if report.bad() >= budget.stop_after {
                     break;
@@ -99,7 +110,7 @@ pub fn explore<W: Workload>(rig: &Rig, budget: Budget, mut make: impl FnMut(u64)
     report
 }
 
-fn record<W: Workload>(rig: &Rig, workload: &mut W, rng: &mut Rng) -> (Vec<Event>, History) {
+fn record(rig: &Rig, workload: &mut dyn Workload, rng: &mut Rng) -> (Vec<Event>, History) {
     rig.disk.reset();
     {
         let mounted = rig.mount(false).unwrap();
@@ -115,15 +126,8 @@ fn record<W: Workload>(rig: &Rig, workload: &mut W, rng: &mut Rng) -> (Vec<Event
     (record, history)
 }
 
-/// Builds one crash state on the disk, mounts it and checks it. `applied` is how much of the record is durable there.
-fn check<W: Workload>(
-    rig: &Rig,
-    workload: &W,
-    record: &[Event],
-    history: &History,
-    state: &CrashState,
-    applied: &mut usize,
-) -> Result<(), Violation> {
+/// Puts one crash state on the disk. `applied` is how much of the record is durable there.
+fn build(rig: &Rig, record: &[Event], state: &CrashState, applied: &mut usize) {
     for event in &record[*applied..state.durable] {
         if let Event::Write { offset, data } = event {
             rig.disk.apply_durable(*offset, data);
@@ -137,6 +141,16 @@ fn check<W: Workload>(
             }
         }
     }
+}
+
+/// Mounts the crash state that is on the disk and checks it.
+fn check(
+    rig: &Rig,
+    workload: &dyn Workload,
+    record: &[Event],
+    history: &History,
+    state: &CrashState,
+) -> Result<(), Violation> {
     // A checker that panics must not leave the crash state mounted: `Mounted` is dropped either way.
     let result = catch_unwind(AssertUnwindSafe(|| {
         let mounted = rig
@@ -169,4 +183,15 @@ fn check<W: Workload>(
         Ok(checked) => checked.map_err(context),
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// The image as it is, for a look by hand, sparse.
+fn keep(rig: &Rig, path: &Path) {
+    let image = rig.disk.image();
+    let file = File::create(path).unwrap();
+    file.set_len(image.len() as u64).unwrap();
+    for (i, block) in image.chunks(BLOCK).enumerate().filter(|(_, b)| b.iter().any(|b| *b != 0)) {
+        file.write_all_at(block, (i * BLOCK) as u64).unwrap();
+    }
+    println!("  kept {}", path.display());
 }

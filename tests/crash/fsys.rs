@@ -57,7 +57,11 @@ fn said(out: &Output) -> String {
 pub fn recover(backing: &Path) -> Result<(), Violation> {
     let run = || -> Result<(), Violation> {
         let out = tool().arg("recover").arg(backing).output().unwrap();
-        if out.status.success() { Ok(()) } else { Err(Violation::new(Kind::Dead, format!("fsys recover: {}", said(&out)))) }
+        if out.status.success() {
+            Ok(())
+        } else {
+            Err(Violation::new(Kind::Dead, format!("fsys recover: {}", said(&out))))
+        }
     };
     let look = || everything(backing).map_err(|e| Violation::new(Kind::Dead, format!("after recovery: {e}")));
     run()?;
@@ -70,8 +74,7 @@ pub fn recover(backing: &Path) -> Result<(), Violation> {
     if once == twice {
         return Ok(());
     }
-    let changed: Vec<_> =
-        once.keys().chain(twice.keys()).filter(|name| once.get(*name) != twice.get(*name)).collect();
+    let changed: Vec<_> = once.keys().chain(twice.keys()).filter(|name| once.get(*name) != twice.get(*name)).collect();
     Err(Violation::new(Kind::Leftover, format!("a second recovery changes {changed:?}")))
 }
 

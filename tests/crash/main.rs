@@ -1,7 +1,13 @@
 //! Every crash state: what is on the disk after a power cut, explored on the block level.
 //!
-//! Needs root (mounts, loop devices); the module `rig` says what it touches. `scripts/crash` runs the large campaign.
+//! A workload runs on a device that records every write and every flush; then every disk that a crash could have left
+//! is built, mounted and compared with what had been acknowledged. Needs root (mounts, loop devices); the module `rig`
+//! says what it touches. The tests here are a slice; `scripts/crash` runs as much of it as you like.
 
+// Helpers of tests: a panic is the report.
+#![allow(clippy::unwrap_used, clippy::struct_excessive_bools)]
+
+mod cases;
 mod device;
 mod disk;
 mod explore;
@@ -14,89 +20,114 @@ mod stage;
 mod states;
 mod workload;
 
-use explore::{Budget, Report, explore};
-use programs::{Level, Programs, Through};
-use raw::{DataStep, NameStep, Protocol, Raw, Shape};
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use cases::Case;
+use disk::{Fault, Request};
+use explore::Budget;
 use rig::{Kind, Rig};
 
-fn env(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |v| v.parse().unwrap())
+/// States of each case in the slice.
+const SLICE: usize = 120;
+
+fn slice(kind: Kind, wanted: impl Fn(&Case) -> bool) {
+    let rig = Rig::new(kind);
+    let budget = Budget { states: SLICE, per_run: 20, seed: 1, stop_after: 3, keep: None };
+    let failed: Vec<String> =
+        cases::all(kind).into_iter().filter(wanted).filter(|c| !c.run(&rig, &budget)).map(|c| c.name).collect();
+    assert!(failed.is_empty(), "{}: {failed:?}; see above", kind.name());
 }
 
-fn budget(states: usize) -> Budget {
-    Budget {
-        states: env("FSYS_CRASH_STATES", states as u64) as usize,
-        per_run: env("FSYS_CRASH_PER_RUN", 60) as usize,
-        seed: env("FSYS_CRASH_SEED", 1),
-        stop_after: env("FSYS_CRASH_STOP", 1000) as usize,
-    }
-}
-
-fn say(kind: Kind, name: &str, report: &Report) {
-    println!("{:5} {name}: {report}", kind.name());
-    for (seed, v) in report.violations.iter().take(env("FSYS_CRASH_SHOW", 1) as usize) {
-        println!("  seed {seed}: {:?}: {}", v.kind, v.text);
-    }
+fn is_mount(case: &Case) -> bool {
+    case.name.starts_with("programs")
 }
 
 #[test]
-#[ignore = "exploration by hand"]
-fn goal_a() {
-    let pick = std::env::var("FSYS_CRASH_FS").unwrap_or_default();
-    let what = std::env::var("FSYS_CRASH_WHAT").unwrap_or_default();
-    let shape = Shape::DEFAULT;
-    let protocols = [
-        ("range", Protocol::new(DataStep::Range, NameStep::FsyncDirs)),
-        ("fsync-each", Protocol::new(DataStep::Fsync, NameStep::FsyncDirs)),
-        ("two-syncfs", Protocol::new(DataStep::Syncfs, NameStep::Syncfs)),
-        ("no-data", Protocol::new(DataStep::Nothing, NameStep::FsyncDirs)),
-        ("no-dirsync", Protocol::new(DataStep::Range, NameStep::Nothing)),
-        ("early", Protocol { answer_early: true, ..Protocol::new(DataStep::Range, NameStep::FsyncDirs) }),
-        ("naive", Protocol { naive: true, ..Protocol::new(DataStep::Nothing, NameStep::Nothing) }),
-    ];
-    let shapes = [
-        ("single", Shape { batch_max: 1, ..shape }),
-        ("batch", shape),
-        ("batch+stranger", Shape { stranger: true, ..shape }),
-        ("batch+names", Shape { names_change: true, ..shape }),
-        ("batch+names+stranger", Shape { names_change: true, stranger: true, ..shape }),
-        ("styles", Shape { styles: true, stranger: true, ..shape }),
-        ("tight", Shape { tight: true, stranger: true, styles: true, size_max: 100 << 10, batches: 12, ..shape }),
-        ("per-dir", Shape { order_per_dir: true, names_change: true, stranger: true, ..shape }),
-    ];
-    for kind in Kind::ALL.into_iter().filter(|k| pick.is_empty() || pick.split(',').any(|p| p == k.name())) {
-        let extra = std::env::var("FSYS_CRASH_MKFS").unwrap_or_default();
-        let options = std::env::var("FSYS_CRASH_OPTIONS").unwrap_or_default();
-        let rig = Rig::with(kind, &extra.split_whitespace().collect::<Vec<_>>(), &options);
-        for (pname, protocol) in protocols {
-            for (sname, shape) in shapes {
-                let name = format!("{pname} {sname}");
-                if !what.is_empty() && !what.split(',').any(|w| w == name || w == pname || w == sname) {
-                    continue;
-                }
-                let report = explore(&rig, budget(300), |_| Raw::new(protocol, shape));
-                say(kind, &name, &report);
-            }
-        }
-    }
+fn the_protocol_survives_every_crash_on_ext4_and_the_controls_do_not() {
+    slice(Kind::Ext4, |c| !is_mount(c));
 }
 
 #[test]
-#[ignore = "exploration by hand"]
-fn goal_b() {
-    let pick = std::env::var("FSYS_CRASH_FS").unwrap_or_default();
-    let what = std::env::var("FSYS_CRASH_WHAT").unwrap_or_default();
-    for kind in Kind::ALL.into_iter().filter(|k| pick.is_empty() || pick.split(',').any(|p| p == k.name())) {
-        let rig = Rig::new(kind);
-        for level in Level::ALL {
-            for through in [Through::Mount, Through::Raw] {
-                let name = format!("{through:?} {}", level.name());
-                if !what.is_empty() && !what.split(',').any(|w| name.split(' ').any(|n| n == w)) {
-                    continue;
-                }
-                let report = explore(&rig, budget(300), |_| Programs::new(through, level));
-                say(kind, &name, &report);
+fn the_protocol_survives_every_crash_on_xfs_and_the_controls_do_not() {
+    slice(Kind::Xfs, |c| !is_mount(c));
+}
+
+#[test]
+fn the_protocol_survives_every_crash_on_btrfs_and_the_controls_do_not() {
+    slice(Kind::Btrfs, |c| !is_mount(c));
+}
+
+#[test]
+fn programs_on_the_mount_keep_what_was_acknowledged_on_ext4() {
+    slice(Kind::Ext4, is_mount);
+}
+
+#[test]
+fn programs_on_the_mount_keep_what_was_acknowledged_on_xfs() {
+    slice(Kind::Xfs, is_mount);
+}
+
+#[test]
+fn programs_on_the_mount_keep_what_was_acknowledged_on_btrfs() {
+    slice(Kind::Btrfs, is_mount);
+}
+
+/// The rig itself: a slow flush is slow, a failed one reaches the program, and the next device is whole again.
+#[test]
+fn the_device_delays_and_fails_flushes() {
+    let rig = Rig::new(Kind::Ext4);
+    let mounted = rig.mount(false).unwrap();
+    let mut file = File::create(mounted.path().join("f")).unwrap();
+    let delay = Duration::from_millis(50);
+    rig.disk.set_flush_delay(delay);
+    file.write_all(b"slow").unwrap();
+    let start = Instant::now();
+    file.sync_all().unwrap();
+    assert!(start.elapsed() >= delay, "{:?}", start.elapsed());
+    rig.disk.set_flush_delay(Duration::ZERO);
+    let always = Fault { on: Request::Flush, skip: 0, count: u64::MAX, one_in: 1, seed: 0, errno: libc::EIO };
+    rig.disk.set_faults(vec![always]);
+    file.write_all(b"broken").unwrap();
+    assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::EIO));
+    drop((file, mounted));
+    rig.settle();
+    rig.disk.reset();
+    let mounted = rig.mount(false).unwrap();
+    let mut file = File::create(mounted.path().join("f")).unwrap();
+    file.write_all(b"whole").unwrap();
+    file.sync_all().unwrap();
+    assert!(rig.disk.flushes() > 1);
+}
+
+/// The campaign of `scripts/crash`, by environment.
+#[test]
+#[ignore = "as long as you like: run it by scripts/crash"]
+fn campaign() {
+    let text = |name: &str| std::env::var(format!("FSYS_CRASH_{name}")).unwrap_or_default();
+    let number = |name: &str, default: u64| text(name).parse().unwrap_or(default);
+    let keep = Some(text("KEEP")).filter(|k| !k.is_empty()).map(Into::into);
+    if let Some(dir) = &keep {
+        fs::create_dir_all::<&std::path::PathBuf>(dir).unwrap();
+    }
+    let budget = Budget {
+        states: number("STATES", 1000) as usize,
+        per_run: number("PER_RUN", 40) as usize,
+        seed: number("SEED", 1),
+        stop_after: number("STOP", 10) as usize,
+        keep,
+    };
+    let wanted = |list: &str, name: &str| list.is_empty() || list.split(',').any(|w| name.contains(w.trim()));
+    let (mkfs, options) = (text("MKFS"), text("OPTIONS"));
+    let mut failed = Vec::new();
+    for kind in Kind::ALL.into_iter().filter(|k| wanted(&text("FS"), k.name())) {
+        let rig = Rig::with(kind, &mkfs.split_whitespace().collect::<Vec<_>>(), &options);
+        for case in cases::all(kind).into_iter().filter(|c| wanted(&text("CASE"), &c.name)) {
+            if !case.run(&rig, &budget) {
+                failed.push(format!("{} {}", kind.name(), case.name));
             }
         }
     }
+    assert!(failed.is_empty(), "{failed:?}");
 }

@@ -21,9 +21,15 @@ pub const XATTR: &str = "user.tag";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
     Dir,
-    File { content: Arc<[u8]>, meta: Meta },
+    File {
+        content: Arc<[u8]>,
+        meta: Meta,
+    },
     /// Only in a model: a file that is being written in place, so that each byte is that of some version, or zero.
-    Mixed { versions: Vec<Arc<[u8]>>, meta: Meta },
+    Mixed {
+        versions: Vec<Arc<[u8]>>,
+        meta: Meta,
+    },
 }
 
 impl Node {
@@ -132,8 +138,7 @@ impl Lane {
 
     /// After how many operations the lane may be, so that it looks like `seen` after a crash at `at`.
     fn feasible(&self, at: usize, seen: &Tree) -> Result<Vec<usize>, Violation> {
-        let mine: Tree =
-            seen.iter().filter(|(name, _)| self.owns(name)).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let mine: Tree = seen.iter().filter(|(name, _)| self.owns(name)).map(|(k, v)| (k.clone(), v.clone())).collect();
         let (lo, hi) = self.bounds(at);
         let same = |want: &Tree| want.len() == mine.len() && want.iter().all(|(k, v)| fits(Some(v), mine.get(k)));
         let fitting: Vec<usize> = (lo..=hi).filter(|n| same(self.tree(*n))).collect();
@@ -180,8 +185,10 @@ fn show(node: Option<&Node>) -> String {
         Some(Node::Dir) => "a directory".into(),
         Some(Node::Mixed { versions, .. }) => format!("a mix of {} versions", versions.len()),
         Some(Node::File { content, meta }) => {
-            let zeros = content.iter().filter(|b| **b == 0).count();
-            let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+            let zeros = content.split(|b| *b == 0).count() - 1;
+            let hash = content
+                .iter()
+                .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
             let tag = meta.tag.as_ref().map_or(0, Vec::len);
             format!(
                 "{} bytes ({zeros} zero) #{:04x} {:o} {}:{} tag {tag}",

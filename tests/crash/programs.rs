@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
+use std::os::fd::{AsFd as _, IntoRawFd as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,7 +68,7 @@ pub enum Through {
 pub struct Programs {
     pub through: Through,
     pub level: Level,
-    pub programs: usize,
+    pub count: usize,
     pub operations: usize,
     pub initial: Tree,
 }
@@ -78,7 +79,7 @@ const NAMES: [&str; 3] = ["x", "y", "z"];
 
 impl Programs {
     pub fn new(through: Through, level: Level) -> Self {
-        Self { through, level, programs: 3, operations: 12, initial: Tree::new() }
+        Self { through, level, count: 3, operations: 12, initial: Tree::new() }
     }
 
     fn dirs(n: usize) -> [String; 2] {
@@ -95,7 +96,7 @@ impl Programs {
 impl Workload for Programs {
     fn prepare(&mut self, root: &Path, rng: &mut Rng) {
         fs::create_dir(root.join(PLACE)).unwrap();
-        for n in 0..self.programs {
+        for n in 0..self.count {
             for dir in Self::dirs(n) {
                 fs::create_dir(root.join(&dir)).unwrap();
                 self.initial.insert(dir.clone(), Node::Dir);
@@ -114,7 +115,7 @@ impl Workload for Programs {
         let daemon = (self.through == Through::Mount)
             .then(|| Daemon::mount(root, &rig.dir("mnt"), &format!("durability={}", self.level.name())));
         let at: PathBuf = daemon.as_ref().map_or(root, Daemon::path).to_path_buf();
-        let mut programs: Vec<Program> = (0..self.programs)
+        let mut programs: Vec<Program> = (0..self.count)
             .map(|n| {
                 let lane = |name: &String| Lane::new(name, vec![name.clone()], self.part(name));
                 let place = format!("{PLACE}/p{n}");
@@ -168,7 +169,6 @@ impl Programs {
         let Node::File { content, meta } = &node else { unreachable!() };
         let file = File::create(root.join(&name)).unwrap();
         file.write_all_at(content, 0).unwrap();
-        use std::os::fd::AsFd as _;
         set_meta(file.as_fd(), meta);
         self.initial.insert(name, node);
     }
@@ -214,8 +214,7 @@ impl Program {
         let max = if self.rng.u8(..6) == 0 { 200_000 } else { 20_000 };
         let mut content = vec![0; self.rng.usize(2..max)];
         self.rng.fill(&mut content);
-        content.iter_mut().for_each(|b| *b = (*b).max(1));
-        content.into()
+        content.into_iter().map(|b: u8| b.max(1)).collect()
     }
 
     /// A file of this content under that name: what replaces another one keeps its metadata.
@@ -397,7 +396,6 @@ impl Program {
 
 /// Closes and looks at the answer, which `drop` does not.
 fn close(file: File) {
-    use std::os::fd::IntoRawFd as _;
     // SAFETY: the descriptor is this file's own and is not used again.
     let rc = unsafe { libc::close(file.into_raw_fd()) };
     assert_eq!(rc, 0, "close: {}", std::io::Error::last_os_error());

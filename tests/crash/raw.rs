@@ -170,10 +170,7 @@ impl Raw {
                 .map(|(k, v)| (k.clone(), v.clone()))
                 .collect()
         };
-        (0..self.shape.dirs)
-            .map(|i| format!("d{i}"))
-            .map(|d| Lane::new(&d, vec![d.clone()], part(&d)))
-            .collect()
+        (0..self.shape.dirs).map(|i| format!("d{i}")).map(|d| Lane::new(&d, vec![d.clone()], part(&d))).collect()
     }
 
     fn lane(&self, name: &str) -> usize {

@@ -175,7 +175,8 @@ fn make_image(kind: Kind, extra: &[&str], path: &Path) -> Vec<u8> {
     let file = fs::File::create(path).unwrap();
     file.set_len((kind.size_mib() as u64) << 20).unwrap();
     let (program, args) = kind.mkfs().split_first().unwrap();
-    let out = Command::new(program).args(args).args(extra).arg(path).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let out =
+        Command::new(program).args(args).args(extra).arg(path).output().unwrap_or_else(|e| panic!("{program}: {e}"));
     assert!(out.status.success(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
     let image = fs::read(path).unwrap();
     fs::remove_file(path).unwrap();

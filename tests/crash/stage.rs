@@ -211,14 +211,16 @@ pub fn random_file(size_max: usize, sparse: bool, rng: &mut Rng) -> Node {
     for block in content.chunks_mut(4096) {
         if !(sparse && rng.bool()) {
             rng.fill(block);
-            block.iter_mut().for_each(|b| *b = (*b).max(1));
+            for byte in block {
+                *byte = (*byte).max(1);
+            }
         }
     }
     let mode = [0o644, 0o600, 0o755, 0o640, 0o400][rng.usize(..5)];
     let owner = [0, 1000, 65_534];
     let tag = match rng.u8(..4) {
         0 => Some((0..rng.usize(1..64)).map(|_| rng.u8(..)).collect()),
-        1 => Some((0..rng.usize(200..1500)).map(|_| rng.u8(..)).collect()),
+        1 => Some((0..rng.usize(200..800)).map(|_| rng.u8(..)).collect()),
         _ => None,
     };
     let meta = Meta { mode, uid: owner[rng.usize(..3)], gid: owner[rng.usize(..3)], tag };
