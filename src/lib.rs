@@ -1,5 +1,9 @@
 //! Makes the file saves of programs that nobody can change whole, durable and fast.
 
+pub mod backend;
 pub mod config;
+pub mod engine;
 pub mod error;
+pub mod fs;
+mod sys;
 pub mod telemetry;
