@@ -1,5 +1,6 @@
 //! Makes the file saves of programs that nobody can change whole, durable and fast.
 
 pub mod config;
+pub mod engine;
 pub mod error;
 pub mod telemetry;

@@ -1,0 +1,4 @@
+//! The product: knows files and versions, not FUSE.
+
+pub mod layout;
+pub mod recover;
