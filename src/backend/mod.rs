@@ -85,7 +85,10 @@ pub fn contain<T>(f: impl FnOnce() -> Result<T, Errno>) -> Result<T, Fault> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
         Ok(r) => r.map_err(Fault::Os),
         Err(p) => Err(Fault::Panic(
-            p.downcast_ref::<&str>().map(ToString::to_string).or_else(|| p.downcast_ref::<String>().cloned()).unwrap_or_default(),
+            p.downcast_ref::<&str>()
+                .map(ToString::to_string)
+                .or_else(|| p.downcast_ref::<String>().cloned())
+                .unwrap_or_default(),
         )),
     }
 }
@@ -159,7 +162,18 @@ impl Backing {
         let handles = handle_of(&root).and_then(|h| open_handle(&root, &h, libc::O_PATH)).is_ok();
         let probe = Probe::of(&root, &staging)?;
         let ring = uring::Flusher::new();
-        Ok(Self { root, staging, failed, proc_fd, dev, handles, probe, ring, gate, stage_seq: AtomicU64::new(stage_seed()) })
+        Ok(Self {
+            root,
+            staging,
+            failed,
+            proc_fd,
+            dev,
+            handles,
+            probe,
+            ring,
+            gate,
+            stage_seq: AtomicU64::new(stage_seed()),
+        })
     }
 
     /// Asks the gate.

@@ -72,10 +72,7 @@ fn find_mount(table: &str, major: u32, minor: u32) -> Option<MountLine> {
         let (left, right) = l.split_once(" - ")?;
         let mut right = right.split(' ');
         (left.split(' ').nth(2)? == want).then_some(())?;
-        Some(MountLine {
-            fs: right.next()?.to_owned(),
-            options: right.nth(1)?.to_owned(),
-        })
+        Some(MountLine { fs: right.next()?.to_owned(), options: right.nth(1)?.to_owned() })
     })
 }
 

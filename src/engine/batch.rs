@@ -68,11 +68,8 @@ impl Engine {
     /// Runs a batch. Every ticket is answered, whatever happens.
     pub(super) fn run_batch(&self, batch: Vec<Ticket>) {
         let mut ops: Vec<_> = batch.into_iter().map(|ticket| Op { ticket, error: None, anchor: None }).collect();
-        let steps: [(Step, fn(&Self, &mut [Op])); 3] = [
-            (Step::Data, Self::flush_data),
-            (Step::Publish, Self::publish_all),
-            (Step::SyncParent, Self::barrier),
-        ];
+        let steps: [(Step, fn(&Self, &mut [Op])); 3] =
+            [(Step::Data, Self::flush_data), (Step::Publish, Self::publish_all), (Step::SyncParent, Self::barrier)];
         for (step, run) in steps {
             if let Err(fault) = contain(|| {
                 run(self, &mut ops);
@@ -272,12 +269,9 @@ impl Engine {
                     self.published(file, version, place, anchor);
                 }
                 (None, Err(e)) => self.commit_failed(file, version, place, e),
-                (None, Ok(())) => self.commit_failed(
-                    file,
-                    version,
-                    place,
-                    &CommitError::at(Step::Publish, Fault::Os(Errno::IO)),
-                ),
+                (None, Ok(())) => {
+                    self.commit_failed(file, version, place, &CommitError::at(Step::Publish, Fault::Os(Errno::IO)))
+                }
             },
             Work::SyncFile { .. } => Counters::add(&self.counters.in_place_syncs, 1),
             Work::SyncDir(_) => Counters::add(&self.counters.dir_sync_requests, 1),

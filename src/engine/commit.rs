@@ -164,13 +164,8 @@ impl Engine {
             self.fail(file, st, &version, &place, &error);
             return Some((done, Err(error)));
         }
-        let work = Work::Publish {
-            file: file.clone(),
-            version,
-            place,
-            replaces: st.id.is_some(),
-            method: st.policy.method,
-        };
+        let work =
+            Work::Publish { file: file.clone(), version, place, replaces: st.id.is_some(), method: st.policy.method };
         self.send(work, done);
         None
     }

@@ -166,12 +166,8 @@ impl File {
 
     /// A file that exists as a staged version only.
     pub fn created(tag: u64, version: Version, place: Place) -> Self {
-        let state = State {
-            phase: Phase::Staged,
-            version: Some(Arc::new(version)),
-            names: vec![place],
-            ..State::empty()
-        };
+        let state =
+            State { phase: Phase::Staged, version: Some(Arc::new(version)), names: vec![place], ..State::empty() };
         Self { tag, state: RwLock::new(state) }
     }
 

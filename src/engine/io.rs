@@ -57,13 +57,7 @@ impl Engine {
     }
 
     /// Counts a new descriptor.
-    pub(super) fn opened(
-        &self,
-        file: &Arc<File>,
-        flags: i32,
-        policy: Policy,
-        replace: bool,
-    ) -> Result<Handle, Errno> {
+    pub(super) fn opened(&self, file: &Arc<File>, flags: i32, policy: Policy, replace: bool) -> Result<Handle, Errno> {
         let mut st = file.state.write();
         st.opens += 1;
         let handle = Handle {
@@ -173,14 +167,7 @@ impl Engine {
     }
 
     /// Changes the size. Without a descriptor (truncate(2)) the change is committed within the commit interval.
-    pub fn set_size(
-        &self,
-        file: &Arc<File>,
-        h: Option<&Handle>,
-        size: u64,
-        policy: Policy,
-        kill: bool,
-    ) -> Access<()> {
+    pub fn set_size(&self, file: &Arc<File>, h: Option<&Handle>, size: u64, policy: Policy, kill: bool) -> Access<()> {
         if let Err(e) = self.writable() {
             return Access::Done(Err(e));
         }

@@ -89,7 +89,8 @@ impl Engine {
     /// and stops all threads. Returns what could not be made durable in time.
     pub fn shutdown(self: &Arc<Self>, limit: Duration) -> Result<(), u64> {
         self.stop.lock().take();
-        let finished: Vec<_> = self.unsettled.lock().values().filter(|f| f.state.read().unflushed == 0).cloned().collect();
+        let finished: Vec<_> =
+            self.unsettled.lock().values().filter(|f| f.state.read().unflushed == 0).cloned().collect();
         finished.iter().for_each(|f| self.commit_quietly(f));
         let drained = self.drain(limit);
         self.keep_unfinished();

@@ -190,4 +190,3 @@ impl Fs {
         (self.table.len() as u64, (self.files.len() + self.dirs.len()) as u64)
     }
 }
-

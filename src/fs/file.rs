@@ -48,9 +48,13 @@ impl Fs {
         };
         match self.engine.write(&h, off, data, kill) {
             Access::Done(Ok(n)) if h.is_sync() => {
-                self.engine.fsync(&h, h.flags & libc::O_SYNC != libc::O_SYNC, Done::new(move |r| {
-                    reply.send(errno(r).map(|()| n as u32));
-                }));
+                self.engine.fsync(
+                    &h,
+                    h.flags & libc::O_SYNC != libc::O_SYNC,
+                    Done::new(move |r| {
+                        reply.send(errno(r).map(|()| n as u32));
+                    }),
+                );
             }
             Access::Done(r) => reply.send(r.map(|n| n as u32)),
             Access::Wait => {
@@ -112,13 +116,7 @@ impl Fs {
     }
 
     /// copy_file_range(2).
-    pub fn copy(
-        self: &Arc<Self>,
-        from: (u64, u64),
-        to: (u64, u64),
-        len: usize,
-        reply: Reply<u32>,
-    ) {
+    pub fn copy(self: &Arc<Self>, from: (u64, u64), to: (u64, u64), len: usize, reply: Reply<u32>) {
         let handles = self.handle(from.0).and_then(|a| Ok((a, self.handle(to.0)?)));
         let (src, dst) = match handles {
             Ok(h) => h,
@@ -142,11 +140,14 @@ impl Fs {
             }
             Access::Wait => {
                 let me = self.clone();
-                self.engine.park(&dst.file, Box::new(move || {
-                    if let Some(reply) = slot.lock().take() {
-                        me.copy(from, to, len, reply);
-                    }
-                }));
+                self.engine.park(
+                    &dst.file,
+                    Box::new(move || {
+                        if let Some(reply) = slot.lock().take() {
+                            me.copy(from, to, len, reply);
+                        }
+                    }),
+                );
             }
         }
     }

@@ -225,9 +225,10 @@ impl Node {
     /// that holds it uses this very inode.
     fn may_be(&self, id: FileId, anchor: &Anchor) -> bool {
         match &self.kind {
-            Kind::File(f) => f.state.try_read().is_none_or(|st| {
-                st.id != Some(id) || st.anchor.as_ref().is_none_or(|a| a.same(anchor))
-            }),
+            Kind::File(f) => f
+                .state
+                .try_read()
+                .is_none_or(|st| st.id != Some(id) || st.anchor.as_ref().is_none_or(|a| a.same(anchor))),
             _ => self.is(id, anchor),
         }
     }

@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use rustix::fs::{self as rfs, AtFlags, CWD, Gid, Mode, StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 use rustix::io::Errno;
@@ -16,8 +15,8 @@ use crate::engine::io::Access;
 pub enum SetTime {
     /// The current time.
     Now,
-    /// This time.
-    At(SystemTime),
+    /// This time: seconds since 1970, negative before, and nanoseconds that count forward from them.
+    At(i64, u32),
 }
 
 /// Attributes to change; `None` stays.
@@ -147,17 +146,6 @@ fn timespec(t: Option<SetTime>) -> Timespec {
     match t {
         None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-        Some(SetTime::At(t)) => match t.duration_since(SystemTime::UNIX_EPOCH) {
-            Ok(d) => Timespec { tv_sec: d.as_secs() as i64, tv_nsec: d.subsec_nanos().into() },
-            Err(e) => before_epoch(e.duration()),
-        },
-    }
-}
-
-/// Nanoseconds count forward also before 1970.
-fn before_epoch(d: Duration) -> Timespec {
-    match d.subsec_nanos() {
-        0 => Timespec { tv_sec: -(d.as_secs() as i64), tv_nsec: 0 },
-        n => Timespec { tv_sec: -(d.as_secs() as i64) - 1, tv_nsec: (1_000_000_000 - n).into() },
+        Some(SetTime::At(secs, nanos)) => Timespec { tv_sec: secs, tv_nsec: nanos.into() },
     }
 }

@@ -29,7 +29,7 @@ use rustix::io::Errno;
 pub use crate::sys::creds::Caller;
 pub use dir::DirEntry;
 pub use inode::{Kind, Node};
-pub use meta::SetAttr;
+pub use meta::{SetAttr, SetTime};
 pub use reply::Reply;
 
 use crate::backend::{Backing, FileId};
@@ -129,15 +129,7 @@ impl Fs {
         let table = Arc::new(Table::new(root, id, backing.dev(), stale_tx.clone()));
         engine.observe(table.clone());
         let ttl = Duration::from_millis(engine.config().limits.cache_ms);
-        Ok(Arc::new(Self {
-            engine,
-            table,
-            files: Handles::default(),
-            dirs: Handles::default(),
-            ttl,
-            stale,
-            stale_tx,
-        }))
+        Ok(Arc::new(Self { engine, table, files: Handles::default(), dirs: Handles::default(), ttl, stale, stale_tx }))
     }
 
     /// The engine.

@@ -110,13 +110,19 @@ impl Fs {
         let Some(dir) = dirs.pop() else { return reply.send(Ok(value)) };
         let next = dirs.pop();
         let last = engine.clone();
-        engine.send(Work::SyncDir(dir), Done::new(move |r| match (r, next) {
-            (Err(e), _) => reply.send(Err(e.errno())),
-            (Ok(()), None) => reply.send(Ok(value)),
-            (Ok(()), Some(dir)) => {
-                last.send(Work::SyncDir(dir), Done::new(move |r| reply.send(r.map(|()| value).map_err(|e| e.errno()))));
-            }
-        }));
+        engine.send(
+            Work::SyncDir(dir),
+            Done::new(move |r| match (r, next) {
+                (Err(e), _) => reply.send(Err(e.errno())),
+                (Ok(()), None) => reply.send(Ok(value)),
+                (Ok(()), Some(dir)) => {
+                    last.send(
+                        Work::SyncDir(dir),
+                        Done::new(move |r| reply.send(r.map(|()| value).map_err(|e| e.errno()))),
+                    );
+                }
+            }),
+        );
     }
 
     fn new_name(&self, parent: u64, name: &OsStr) -> Result<Arc<Dir>, Errno> {
@@ -165,7 +171,9 @@ impl Fs {
 
     /// mkdir(2).
     pub fn mkdir(self: &Arc<Self>, caller: Caller, parent: u64, name: &OsStr, mode: u32, reply: Reply<Entry>) {
-        self.make(caller, parent, name, reply, move |fd, name| rfs::mkdirat(fd, name, Mode::from_raw_mode(mode & 0o7777)));
+        self.make(caller, parent, name, reply, move |fd, name| {
+            rfs::mkdirat(fd, name, Mode::from_raw_mode(mode & 0o7777))
+        });
     }
 
     /// mknod(2). A regular file made this way is empty on purpose and exists at once.
@@ -265,13 +273,18 @@ impl Fs {
             Ok(node) => {
                 let me = self.clone();
                 let id = node.id;
-                self.open(caller, id, flags, Reply::new(move |r: Result<Opened, Errno>| match r {
-                    Ok(o) => reply.send(me.entry(&node).map(|e| (e, o))),
-                    Err(e) => {
-                        me.forget(id, 1);
-                        reply.send(Err(e));
-                    }
-                }));
+                self.open(
+                    caller,
+                    id,
+                    flags,
+                    Reply::new(move |r: Result<Opened, Errno>| match r {
+                        Ok(o) => reply.send(me.entry(&node).map(|e| (e, o))),
+                        Err(e) => {
+                            me.forget(id, 1);
+                            reply.send(Err(e));
+                        }
+                    }),
+                );
             }
         }
     }

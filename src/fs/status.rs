@@ -19,7 +19,9 @@ impl Fs {
         let failed = e.failed_versions();
         let read_only = e.read_only_reason();
         let (health, reason) = match (&read_only, counters.commit_failures) {
-            (Some(why), _) => ("read-only", format!("{why}: nothing more is written; what was acknowledged before stands")),
+            (Some(why), _) => {
+                ("read-only", format!("{why}: nothing more is written; what was acknowledged before stands"))
+            }
             (None, 0) => ("healthy", String::new()),
             (None, n) => ("degraded", format!("{n} commits failed; the versions before them stand")),
         };

@@ -58,12 +58,7 @@ pub fn open_handle(mount: impl AsFd, h: &FileHandle, flags: i32) -> Result<Owned
     raw.data[..h.data.len()].copy_from_slice(&h.data);
     // SAFETY: `raw` has the layout of `struct file_handle` followed by `bytes` bytes.
     let fd = unsafe {
-        libc::syscall(
-            libc::SYS_open_by_handle_at,
-            mount.as_fd().as_raw_fd(),
-            &raw mut raw,
-            flags | libc::O_CLOEXEC,
-        )
+        libc::syscall(libc::SYS_open_by_handle_at, mount.as_fd().as_raw_fd(), &raw mut raw, flags | libc::O_CLOEXEC)
     };
     if fd < 0 {
         return Err(last_errno());

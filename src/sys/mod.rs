@@ -25,8 +25,7 @@ pub fn write_out_start(fd: impl AsFd) -> Result<(), Errno> {
 /// Writes all dirty pages of a file to the device and waits for them. They may then still sit in the device's
 /// cache: this is no flush. Reports **and consumes** a write-back error.
 pub fn write_out_wait(fd: impl AsFd) -> Result<(), Errno> {
-    let flags =
-        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     // SAFETY: plain integers and a descriptor that lives through the call.
     check(unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, flags) })
 }
