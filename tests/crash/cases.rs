@@ -1,7 +1,7 @@
 //! What is explored, by name: cases that must hold, and negative controls that the same checker must catch.
 
 use crate::explore::{Budget, Report, explore};
-use crate::programs::{Level, Programs, Through};
+use crate::programs::{Level, Order, Programs, Through};
 use crate::raw::{DataStep, NameStep, Protocol, Raw, Shape};
 use crate::rig::{Kind, Rig};
 use crate::workload::Workload;
@@ -127,9 +127,17 @@ pub fn all(kind: Kind) -> Vec<Case> {
         let one_barrier = Protocol::new(DataStep::Range, NameStep::FsyncDirs);
         cases.push(raw("control one-barrier", Caught, one_barrier, plain));
     }
+    cases.push(Case::new("programs first-mount", Sound, |_| Programs {
+        first_mount: true,
+        operations: 2,
+        ..Programs::new(Through::Mount, Level::Close)
+    }));
     for level in Level::ALL {
         let name = |what: &str| format!("{what} {}", level.name());
-        cases.push(Case::new(&name("programs"), Sound, move |_| Programs::new(Through::Mount, level)));
+        for (what, order) in [("programs", Order::Name), ("ordered", Order::Directory)] {
+            let make = move |_| Programs { order, ..Programs::new(Through::Mount, level) };
+            cases.push(Case::new(&name(what), Sound, make));
+        }
         cases.push(Case::new(&name("control bare"), Caught, move |_| Programs::new(Through::Raw, level)));
     }
     cases

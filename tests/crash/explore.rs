@@ -114,7 +114,7 @@ fn record(rig: &Rig, workload: &mut dyn Workload, rng: &mut Rng) -> (Vec<Event>,
     rig.disk.reset();
     {
         let mounted = rig.mount(false).unwrap();
-        workload.prepare(mounted.path(), rng);
+        workload.prepare(rig, mounted.path(), rng);
     }
     let mounted = rig.mount(false).unwrap();
     rig.disk.start_recording();

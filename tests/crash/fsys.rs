@@ -11,8 +11,9 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::model::{Kind, Violation};
 
-/// A mount over a backing directory. Dropped without [`Daemon::unmount`]: its connection is cut, so that it ends.
+/// A mount over a backing directory. Dropped without [`Daemon::unmount`]: killed, as nothing else is left to do.
 pub struct Daemon {
+    pid: i32,
     mountpoint: PathBuf,
     mounted: bool,
 }
@@ -20,9 +21,16 @@ pub struct Daemon {
 impl Daemon {
     pub fn mount(backing: &Path, mountpoint: &Path, options: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fsys-mount"));
-        let out = command.args(["-o", options]).arg(backing).arg(mountpoint).output().unwrap();
+        let out = command
+            .args((!options.is_empty()).then_some(["-o", options]).into_iter().flatten())
+            .arg(backing)
+            .arg(mountpoint)
+            .output()
+            .unwrap();
         assert!(out.status.success(), "fsys-mount: {}", said(&out));
-        Self { mountpoint: mountpoint.into(), mounted: true }
+        let lock = fs::read_to_string(backing.join(".fsys/lock")).unwrap();
+        let pid = lock.split_whitespace().next().unwrap().parse().unwrap_or_else(|e| panic!("pid in {lock:?}: {e}"));
+        Self { pid, mountpoint: mountpoint.into(), mounted: true }
     }
 
     pub fn path(&self) -> &Path {
@@ -40,6 +48,8 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if self.mounted {
+            // SAFETY: no memory is passed; this is the daemon that we started, and nobody else reaps it.
+            unsafe { libc::kill(self.pid, libc::SIGKILL) };
             let _ = unmount(&self.mountpoint, UnmountFlags::FORCE | UnmountFlags::DETACH);
         }
     }
@@ -86,8 +96,12 @@ fn everything(root: &Path) -> io::Result<BTreeMap<String, [i64; 7]>> {
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
             let m = fs::symlink_metadata(&path)?;
-            // A directory's times and size say nothing that the names in it do not.
-            let content = if m.is_dir() { [0; 3] } else { [m.size() as i64, m.mtime(), m.mtime_nsec()] };
+            // A directory's times and size say nothing that the names in it do not; the lock names who took it.
+            let content = if m.is_dir() || path.ends_with(".fsys/lock") {
+                [0; 3]
+            } else {
+                [m.size() as i64, m.mtime(), m.mtime_nsec()]
+            };
             let [size, s, ns] = content;
             let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
             all.insert(name, [m.ino() as i64, m.mode().into(), m.uid().into(), m.gid().into(), size, s, ns]);

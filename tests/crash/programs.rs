@@ -63,6 +63,15 @@ pub enum Through {
     Raw,
 }
 
+/// Which operations must take effect in the order in which they were acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// All in one directory.
+    Directory,
+    /// Those on one name.
+    Name,
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Programs {
@@ -71,19 +80,35 @@ pub struct Programs {
     pub count: usize,
     pub operations: usize,
     pub initial: Tree,
+    /// What must keep its order.
+    pub order: Order,
+    /// Nothing was ever mounted there: `.fsys` is made in the run.
+    pub first_mount: bool,
 }
 
 /// The directory of the files that are written in place.
 const PLACE: &str = "place";
 const NAMES: [&str; 3] = ["x", "y", "z"];
+/// All that a program makes in its directories.
+const ALL_NAMES: [&str; 5] = ["x", "y", "z", ".tmp", "sub"];
 
 impl Programs {
     pub fn new(through: Through, level: Level) -> Self {
-        Self { through, level, count: 3, operations: 12, initial: Tree::new() }
+        Self { through, level, count: 3, operations: 12, initial: Tree::new(), order: Order::Directory, first_mount: false }
     }
 
     fn dirs(n: usize) -> [String; 2] {
         [format!("p{n}a"), format!("p{n}b")]
+    }
+
+    /// The lanes of a program: that of the file in place comes first, then those of its directories.
+    fn lanes(&self, n: usize) -> Vec<Lane> {
+        let lane = |name: String| Lane::new(&name, vec![name.clone()], self.part(&name));
+        let in_dirs = Self::dirs(n).into_iter().flat_map(|dir| match self.order {
+            Order::Directory => vec![dir],
+            Order::Name => ALL_NAMES.iter().map(|name| format!("{dir}/{name}")).collect(),
+        });
+        std::iter::once(format!("{PLACE}/p{n}")).chain(in_dirs).map(lane).collect()
     }
 
     fn part(&self, name: &str) -> Tree {
@@ -94,7 +119,11 @@ impl Programs {
 }
 
 impl Workload for Programs {
-    fn prepare(&mut self, root: &Path, rng: &mut Rng) {
+    fn prepare(&mut self, rig: &Rig, root: &Path, rng: &mut Rng) {
+        // The first mount of a directory, or a later one.
+        if self.through == Through::Mount && !self.first_mount {
+            Daemon::mount(root, &rig.dir("mnt"), "").unmount();
+        }
         fs::create_dir(root.join(PLACE)).unwrap();
         for n in 0..self.count {
             for dir in Self::dirs(n) {
@@ -117,7 +146,6 @@ impl Workload for Programs {
         let at: PathBuf = daemon.as_ref().map_or(root, Daemon::path).to_path_buf();
         let mut programs: Vec<Program> = (0..self.count)
             .map(|n| {
-                let lane = |name: &String| Lane::new(name, vec![name.clone()], self.part(name));
                 let place = format!("{PLACE}/p{n}");
                 let Node::File { content, .. } = &self.initial[&place] else { unreachable!() };
                 Program {
@@ -125,7 +153,8 @@ impl Workload for Programs {
                     disk: disk.clone(),
                     level: self.level,
                     dirs: Self::dirs(n),
-                    lanes: [lane(&Self::dirs(n)[0]), lane(&Self::dirs(n)[1]), lane(&place)],
+                    lanes: self.lanes(n),
+                    order: self.order,
                     joints: vec![],
                     versions: vec![content.clone()],
                     place,
@@ -146,7 +175,9 @@ impl Workload for Programs {
                 program.lanes.iter_mut().for_each(|lane| lane.all_durable(disk));
             }
         }
-        let mut history = History { fixed: vec![PLACE.into()], ..History::default() };
+        let dirs = (0..self.count).flat_map(Self::dirs);
+        let fixed = dirs.chain([PLACE.into()]).collect();
+        let mut history = History { fixed, ..History::default() };
         for program in programs {
             let base = history.lanes.len();
             history.lanes.extend(program.lanes);
@@ -180,8 +211,8 @@ struct Program {
     disk: Disk,
     level: Level,
     dirs: [String; 2],
-    /// The two directories, and the file that is written in place.
-    lanes: [Lane; 3],
+    lanes: Vec<Lane>,
+    order: Order,
     joints: Vec<Joint>,
     place: String,
     /// What the file in place may consist of: its content when it was last durable, and all since.
@@ -189,25 +220,39 @@ struct Program {
     rng: Rng,
 }
 
-const IN_PLACE: usize = 2;
+const IN_PLACE: usize = 0;
 
 impl Program {
     fn step(&mut self) {
         let d = self.rng.usize(..2);
         let name = format!("{}/{}", self.dirs[d], NAMES[self.rng.usize(..3)]);
-        let exists = self.lanes[d].now().contains_key(&name);
+        let exists = self.now(&name).is_some();
         match self.rng.u8(..16) {
-            0..=3 => self.save(d, &name),
-            4 | 5 => self.save_and_fsync(d, &name),
-            6 => self.save_with_a_dup(d, &name),
+            0..=3 => self.save(&name),
+            4 | 5 => self.save_and_fsync(&name),
+            6 => self.save_with_a_dup(&name),
             7 | 8 => self.save_by_rename(d, &name),
-            9 => self.empty(d, &name),
-            10 if exists => self.unlink(d, &name),
-            11 if exists => self.rename(d, &name),
+            9 => self.empty(&name),
+            10 if exists => self.unlink(&name),
+            11 if exists => self.rename_away(&name),
             12 => self.directory(d),
             13 => self.fsync_dir(d),
             _ => self.write_in_place(),
         }
+    }
+
+    /// The lane of a name.
+    fn lane(&self, name: &str) -> usize {
+        let (dir, base) = name.split_once('/').unwrap();
+        let d = self.dirs.iter().position(|d| d == dir).unwrap();
+        match self.order {
+            Order::Directory => 1 + d,
+            Order::Name => 1 + d * ALL_NAMES.len() + ALL_NAMES.iter().position(|n| *n == base).unwrap(),
+        }
+    }
+
+    fn now(&self, name: &str) -> Option<&Node> {
+        self.lanes[self.lane(name)].now().get(name)
     }
 
     fn content(&mut self) -> Arc<[u8]> {
@@ -218,23 +263,27 @@ impl Program {
     }
 
     /// A file of this content under that name: what replaces another one keeps its metadata.
-    fn node(&self, d: usize, name: &str, content: &[u8]) -> Node {
-        let meta = match self.lanes[d].now().get(name) {
+    fn node(&self, name: &str, content: &[u8]) -> Node {
+        let meta = match self.now(name) {
             Some(Node::File { meta, .. }) => meta.clone(),
             _ => Meta::plain(),
         };
         Node::File { content: content.into(), meta }
     }
 
-    fn begin_save(&mut self, d: usize, name: &str, content: &[u8], how: &str) -> usize {
-        let node = self.node(d, name, content);
-        let label = format!("{how} {name}, {} bytes", content.len());
-        self.lanes[d].begin(&self.disk, label, |t| drop(t.insert(name.into(), node)))
+    fn begin(&mut self, name: &str, label: String, effect: impl FnOnce(&mut Tree)) -> (usize, usize) {
+        let lane = self.lane(name);
+        (lane, self.lanes[lane].begin(&self.disk, label, effect))
     }
 
-    fn durable_if(&mut self, waits: bool, d: usize, step: usize) {
+    fn begin_save(&mut self, name: &str, content: &[u8], how: &str) -> (usize, usize) {
+        let node = self.node(name, content);
+        self.begin(name, format!("{how} {name}, {} bytes", content.len()), |t| drop(t.insert(name.into(), node)))
+    }
+
+    fn durable_if(&mut self, waits: bool, (lane, step): (usize, usize)) {
         if waits {
-            self.lanes[d].durable(&self.disk, step);
+            self.lanes[lane].durable(&self.disk, step);
         }
     }
 
@@ -243,122 +292,126 @@ impl Program {
     }
 
     /// Truncate, write, close.
-    fn save(&mut self, d: usize, name: &str) {
+    fn save(&mut self, name: &str) {
         let content = self.content();
-        let step = self.begin_save(d, name, &content, "save");
+        let step = self.begin_save(name, &content, "save");
         let mut file = self.create(name);
         content.chunks(content.len() / 3 + 1).for_each(|piece| file.write_all(piece).unwrap());
         close(file);
-        self.durable_if(self.level.close_waits(), d, step);
+        self.durable_if(self.level.close_waits(), step);
     }
 
     /// The same with an fsync in the middle or at the end: two commit points, or one.
-    fn save_and_fsync(&mut self, d: usize, name: &str) {
+    fn save_and_fsync(&mut self, name: &str) {
         let content = self.content();
         let half = if self.rng.bool() { content.len() } else { content.len() / 2 };
-        let step = self.begin_save(d, name, &content[..half], "save with fsync");
+        let step = self.begin_save(name, &content[..half], "save with fsync");
         let mut file = self.create(name);
         file.write_all(&content[..half]).unwrap();
         file.sync_all().unwrap();
-        self.durable_if(self.level.fsync_waits(), d, step);
+        self.durable_if(self.level.fsync_waits(), step);
         if half < content.len() {
-            let step = self.begin_save(d, name, &content, "go on after fsync with");
+            let step = self.begin_save(name, &content, "go on after fsync with");
             file.write_all(&content[half..]).unwrap();
             close(file);
-            self.durable_if(self.level.close_waits(), d, step);
+            self.durable_if(self.level.close_waits(), step);
         }
     }
 
     /// A copy of the descriptor is closed half way: what is there then is committed.
-    fn save_with_a_dup(&mut self, d: usize, name: &str) {
+    fn save_with_a_dup(&mut self, name: &str) {
         let content = self.content();
         let half = content.len() / 2;
-        let step = self.begin_save(d, name, &content[..half], "save and close a dup");
+        let step = self.begin_save(name, &content[..half], "save and close a dup");
         let mut file = self.create(name);
         file.write_all(&content[..half]).unwrap();
         close(file.try_clone().unwrap());
-        self.durable_if(self.level.close_waits(), d, step);
-        let step = self.begin_save(d, name, &content, "go on after a dup's close with");
+        self.durable_if(self.level.close_waits(), step);
+        let step = self.begin_save(name, &content, "go on after a dup's close with");
         file.write_all(&content[half..]).unwrap();
         close(file);
-        self.durable_if(self.level.close_waits(), d, step);
+        self.durable_if(self.level.close_waits(), step);
     }
 
     /// As editors do it, with or without the fsync.
     fn save_by_rename(&mut self, d: usize, name: &str) {
         let content = self.content();
         let temp = format!("{}/.tmp", self.dirs[d]);
-        let step = self.begin_save(d, &temp, &content, "write");
+        let step = self.begin_save(&temp, &content, "write");
         let mut file = self.create(&temp);
         file.write_all(&content).unwrap();
         if self.rng.bool() {
             file.sync_all().unwrap();
-            self.durable_if(self.level.fsync_waits(), d, step);
+            self.durable_if(self.level.fsync_waits(), step);
         }
         close(file);
-        self.durable_if(self.level.close_waits(), d, step);
-        self.rename_within(d, &temp, name);
+        self.durable_if(self.level.close_waits(), step);
+        self.rename(&temp, name);
     }
 
-    fn empty(&mut self, d: usize, name: &str) {
-        let step = self.begin_save(d, name, &[], "empty");
+    /// A version that stays empty is committed after the last close, which does not wait for it.
+    fn empty(&mut self, name: &str) {
+        self.begin_save(name, &[], "empty");
         close(self.create(name));
-        self.durable_if(self.level.close_waits(), d, step);
     }
 
-    fn unlink(&mut self, d: usize, name: &str) {
-        let step = self.lanes[d].begin(&self.disk, format!("unlink {name}"), |t| drop(t.remove(name)));
+    fn unlink(&mut self, name: &str) {
+        let step = self.begin(name, format!("unlink {name}"), |t| drop(t.remove(name)));
         fs::remove_file(self.at.join(name)).unwrap();
-        self.durable_if(self.level.names_wait(), d, step);
+        self.durable_if(self.level.names_wait(), step);
     }
 
-    fn rename_within(&mut self, d: usize, from: &str, to: &str) {
-        let step = self.lanes[d].begin(&self.disk, format!("rename {from} to {to}"), |t| {
-            let node = t.remove(from).unwrap();
-            t.insert(to.into(), node);
-        });
-        fs::rename(self.at.join(from), self.at.join(to)).unwrap();
-        self.durable_if(self.level.names_wait(), d, step);
+    fn rename_away(&mut self, from: &str) {
+        let to = format!("{}/{}", self.dirs[self.rng.usize(..2)], NAMES[self.rng.usize(..3)]);
+        if from != to {
+            self.rename(from, &to);
+        }
     }
 
-    fn rename(&mut self, d: usize, from: &str) {
-        let e = self.rng.usize(..2);
-        let to = format!("{}/{}", self.dirs[e], NAMES[self.rng.usize(..3)]);
-        if from == to {
-            return;
-        }
-        if d == e {
-            return self.rename_within(d, from, &to);
-        }
-        let node = self.lanes[d].now()[from].clone();
+    fn rename(&mut self, from: &str, to: &str) {
+        let node = self.now(from).unwrap().clone();
         let label = format!("rename {from} to {to}");
-        let gone = self.lanes[d].begin(&self.disk, label.clone(), |t| drop(t.remove(from)));
-        let there = self.lanes[e].begin(&self.disk, label, |t| drop(t.insert(to.clone(), node)));
-        self.joints.push([(d, gone), (e, there)]);
-        fs::rename(self.at.join(from), self.at.join(&to)).unwrap();
-        self.durable_if(self.level.names_wait(), d, gone);
-        self.durable_if(self.level.names_wait(), e, there);
+        let mut steps = vec![];
+        if self.lane(from) == self.lane(to) {
+            steps.push(self.begin(from, label, |t| {
+                t.remove(from);
+                t.insert(to.into(), node);
+            }));
+        } else {
+            let joint: Joint = [
+                self.begin(from, label.clone(), |t| drop(t.remove(from))),
+                self.begin(to, label, |t| drop(t.insert(to.into(), node))),
+            ];
+            steps.extend(joint);
+            self.joints.push(joint);
+        }
+        fs::rename(self.at.join(from), self.at.join(to)).unwrap();
+        for step in steps {
+            self.durable_if(self.level.names_wait(), step);
+        }
     }
 
     fn directory(&mut self, d: usize) {
         let name = format!("{}/sub", self.dirs[d]);
-        let step = if self.lanes[d].now().contains_key(&name) {
-            let step = self.lanes[d].begin(&self.disk, format!("rmdir {name}"), |t| drop(t.remove(&name)));
-            fs::remove_dir(self.at.join(&name)).unwrap();
+        let path = self.at.join(&name);
+        let step = if self.now(&name).is_some() {
+            let step = self.begin(&name, format!("rmdir {name}"), |t| drop(t.remove(&name)));
+            fs::remove_dir(path).unwrap();
             step
         } else {
-            let step =
-                self.lanes[d].begin(&self.disk, format!("mkdir {name}"), |t| drop(t.insert(name.clone(), Node::Dir)));
-            fs::create_dir(self.at.join(&name)).unwrap();
+            let step = self.begin(&name, format!("mkdir {name}"), |t| drop(t.insert(name.clone(), Node::Dir)));
+            fs::create_dir(path).unwrap();
             step
         };
-        self.durable_if(self.level.names_wait(), d, step);
+        self.durable_if(self.level.names_wait(), step);
     }
 
+    /// Everything about the names in it is durable then.
     fn fsync_dir(&mut self, d: usize) {
         File::open(self.at.join(&self.dirs[d])).unwrap().sync_all().unwrap();
         if self.level.fsync_waits() {
-            self.lanes[d].all_durable(&self.disk);
+            let lanes: Vec<usize> = NAMES.iter().map(|n| self.lane(&format!("{}/{n}", self.dirs[d]))).collect();
+            lanes.into_iter().for_each(|lane| self.lanes[lane].all_durable(&self.disk));
         }
     }
 
@@ -384,10 +437,10 @@ impl Program {
             file.sync_data().unwrap();
             durable = self.level.fsync_waits();
         }
-        self.durable_if(durable, IN_PLACE, step);
+        self.durable_if(durable, (IN_PLACE, step));
         close(file);
         durable |= self.level.close_waits();
-        self.durable_if(durable, IN_PLACE, step);
+        self.durable_if(durable, (IN_PLACE, step));
         if durable {
             self.versions.drain(..self.versions.len() - 1);
         }

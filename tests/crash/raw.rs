@@ -120,7 +120,7 @@ enum Op {
 }
 
 impl Workload for Raw {
-    fn prepare(&mut self, root: &Path, rng: &mut Rng) {
+    fn prepare(&mut self, _rig: &Rig, root: &Path, rng: &mut Rng) {
         fs::create_dir_all(root.join(".fsys/staging")).unwrap();
         fs::create_dir(root.join(NOISE)).unwrap();
         for i in 0..self.shape.dirs {

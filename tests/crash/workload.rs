@@ -11,7 +11,7 @@ use crate::rig::Rig;
 /// A workload for the explorer. A value is good for one run.
 pub trait Workload {
     /// Makes the files that are there before the run, on the mounted filesystem. All of it is durable then.
-    fn prepare(&mut self, root: &Path, rng: &mut Rng);
+    fn prepare(&mut self, rig: &Rig, root: &Path, rng: &mut Rng);
 
     /// Does its work under `root`, with a mark on `disk` for every start and every answer.
     fn run(&mut self, rig: &Rig, root: &Path, disk: &Disk, rng: &mut Rng) -> History;
