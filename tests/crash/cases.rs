@@ -1,5 +1,6 @@
 //! What is explored, by name: cases that must hold, and negative controls that the same checker must catch.
 
+use crate::commands::{Commands, Program};
 use crate::explore::{Budget, Report, explore};
 use crate::programs::{Level, Order, Programs, Through};
 use crate::raw::{DataStep, NameStep, Protocol, Raw, Shape};
@@ -53,7 +54,13 @@ impl Case {
     }
 
     fn explain(&self, kind: Kind, budget: &Budget, report: &Report) {
-        for (seed, v) in report.violations.iter().take(3) {
+        // One of each kind.
+        let mut seen = Vec::new();
+        for (seed, v) in &report.violations {
+            if seen.contains(&v.kind) {
+                continue;
+            }
+            seen.push(v.kind);
             println!("  seed {seed}: {:?}: {}", v.kind, v.text);
             println!(
                 "  again: scripts/crash --fs {} --case '{}' --seed {seed} --states {}",
@@ -93,6 +100,9 @@ fn publish(kind: Kind) -> Protocol {
 fn raw(name: &str, expect: Expect, protocol: Protocol, shape: impl Fn(u64) -> Shape + 'static) -> Case {
     Case::new(name, expect, move |seed| Raw::new(protocol, shape(seed)))
 }
+
+const COMMANDS: [(&str, Program); 3] =
+    [("sqlite-delete", Program::SqliteDelete), ("sqlite-wal", Program::SqliteWal), ("git", Program::Git)];
 
 /// All cases for a filesystem.
 pub fn all(kind: Kind) -> Vec<Case> {
@@ -134,6 +144,9 @@ pub fn all(kind: Kind) -> Vec<Case> {
     }));
     for level in Level::ALL {
         let name = |what: &str| format!("{what} {}", level.name());
+        for (what, program) in COMMANDS {
+            cases.push(Case::new(&name(what), Sound, move |_| Commands::new(program, level)));
+        }
         for (what, order) in [("programs", Order::Name), ("ordered", Order::Directory)] {
             let make = move |_| Programs { order, ..Programs::new(Through::Mount, level) };
             cases.push(Case::new(&name(what), Sound, make));

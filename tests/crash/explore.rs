@@ -157,7 +157,7 @@ fn check(
             .mount(!workload.recovery_writes())
             .map_err(|e| Violation::new(Kind::Dead, format!("the crash state does not mount: {e}")))?;
         workload.recover(mounted.path())?;
-        history.check(mounted.path(), state.at)
+        workload.check(mounted.path(), history, state.at)
     }));
     rig.settle();
     rig.disk.forget_volatile();

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::struct_excessive_bools)]
 
 mod cases;
+mod commands;
 mod device;
 mod disk;
 mod explore;
@@ -41,7 +42,7 @@ fn slice(kind: Kind, wanted: impl Fn(&Case) -> bool) {
 }
 
 fn is_mount(case: &Case) -> bool {
-    case.name.starts_with("programs") || case.name.starts_with("ordered")
+    ["programs", "ordered", "sqlite", "git"].iter().any(|w| case.name.starts_with(w))
 }
 
 #[test]

@@ -21,6 +21,11 @@ pub trait Workload {
         Ok(())
     }
 
+    /// Whether the recovered crash state is one that a crash at `at` may leave.
+    fn check(&self, root: &Path, history: &History, at: usize) -> Result<(), Violation> {
+        history.check(root, at)
+    }
+
     /// Whether a crash state must be mounted for writing.
     fn recovery_writes(&self) -> bool {
         false
