@@ -7,6 +7,7 @@
 pub mod check;
 pub mod control;
 pub mod daemon;
+pub mod process;
 pub mod table;
 pub mod unmount;
 pub mod volume;
@@ -23,7 +24,7 @@ use signal_hook::iterator::Signals;
 
 use crate::config::Config;
 use crate::config::options::Options;
-use crate::engine::layout::Layout;
+use crate::engine::layout::{Holder, Layout};
 use crate::engine::recover::recover;
 use crate::error::{Errno, Error, Exit, Result};
 use control::{Answer, Server, answer, not_drained};
@@ -35,6 +36,8 @@ use volume::{Launch, Launcher, Session, Volume};
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// A drain before an unmount may take this long.
 const DRAIN_TIME: Duration = Duration::from_secs(60);
+/// A daemon that is ending is waited for this long.
+const ENDING_TIME: Duration = Duration::from_secs(10);
 /// After a detach, programs may use their open files this long.
 const GRACE_TIME: Duration = Duration::from_secs(10);
 
@@ -101,7 +104,8 @@ pub fn run(mut request: Request, launcher: Launcher) -> Result<Exit> {
 fn serve(request: &Request, config: Config, launcher: Launcher, starter: &mut Starter) -> Result<Exit> {
     let place = check::place(&request.backing, &request.mountpoint)?;
     place.notes.iter().for_each(|n| starter.note(n));
-    let layout = Layout::open(&place.backing)?;
+    let layout = lock(&place.backing)?;
+    let note = layout.note().map_err(|e| system("cannot keep the lock", e))?;
     let report = recover(&layout, false)?;
     if !report.is_clean() {
         starter.note(&format!("recovery of {}: {report}", place.backing.display()));
@@ -114,12 +118,15 @@ fn serve(request: &Request, config: Config, launcher: Launcher, starter: &mut St
     let (volume, session) = launcher(Launch { root, mountpoint, config, fuse: request.options.fuse.clone(), layout })?;
     watch_session(session, events.clone())?;
     let mut running = Running { mountpoint: place.mountpoint.clone(), device: String::new(), volume, inbox };
-    match answering(&place.mountpoint) {
+    match answering(&place) {
         Ok(mounted) => running.device = mounted.device,
         Err(e) => {
             running.give_up();
             return Err(e);
         }
+    }
+    if let Some(Err(e)) = note.as_ref().map(|n| n.write(&running.device)) {
+        tracing::warn!("cannot note the mount in the lock file: {e}");
     }
     let server = Server::start(&running.device, running.volume.clone(), events)
         .map_err(|e| starter.note(&format!("`fsys` will not reach this mount: {e}")))
@@ -159,8 +166,35 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
     thread.map(|_| ()).map_err(|e| system("cannot start a thread", e))
 }
 
+/// Opens and locks `.fsys/`. A daemon whose mount is gone is ending; it is waited for, so that a mount right
+/// after an umount(8) succeeds.
+fn lock(backing: &Path) -> Result<Layout> {
+    let busy = match Layout::open(backing) {
+        Err(e) if e.exit == Exit::Busy => e,
+        result => return result,
+    };
+    let holder = Layout::inspect(backing)?.and_then(|l| l.holder().cloned());
+    match holder {
+        Some(holder) if is_ending(&holder) => {
+            if let Err(e) = process::wait_gone(holder.pid, ENDING_TIME) {
+                tracing::warn!("the daemon that is ending (pid {}) is not gone: {e}", holder.pid);
+            }
+            Layout::open(backing)
+        }
+        Some(_) => Err(busy),
+        None => Layout::open(backing),
+    }
+}
+
+/// It mounted once, and nothing is mounted from it any more.
+fn is_ending(holder: &Holder) -> bool {
+    let mounts = table::read().unwrap_or_default();
+    !holder.device.is_empty() && !mounts.iter().any(|m| m.device == holder.device && m.is_fsys())
+}
+
 /// Waits until the mount is in the kernel's table and its root can be looked at.
-fn answering(mountpoint: &Path) -> Result<Mounted> {
+fn answering(place: &check::Place) -> Result<Mounted> {
+    let mountpoint = place.mountpoint.as_path();
     let (sender, answer) = mpsc::channel();
     let path = mountpoint.to_owned();
     // In a thread of its own: a mount that does not answer would hold this one for ever.
@@ -175,10 +209,14 @@ fn answering(mountpoint: &Path) -> Result<Mounted> {
         Err(_) => return Err(failed(&format!("no answer in {} s", ANSWER_TIME.as_secs()))),
     }
     let mounts = table::read().map_err(|e| failed(&e))?;
-    match table::at(&mounts, mountpoint).filter(|m| m.is_fsys()) {
-        Some(mounted) => Ok(mounted.clone()),
-        None => Err(failed(&"it is not in the kernel's table of mounts")),
+    let Some(mounted) = table::at(&mounts, mountpoint).filter(|m| m.is_fsys()) else {
+        return Err(failed(&"it is not in the kernel's table of mounts"));
+    };
+    // Shared bind mounts can carry it there, where the daemon would wait for itself.
+    if mounts.iter().any(|m| m.device == mounted.device && m.mountpoint.starts_with(&place.backing)) {
+        return Err(failed(&"it also appeared inside the backing directory, by a shared bind mount"));
     }
+    Ok(mounted.clone())
 }
 
 struct Running {
