@@ -108,7 +108,7 @@ impl Daemon {
         let exchange = || -> io::Result<Answer> {
             let mut line = serde_json::to_vec(request)?;
             line.push(b'\n');
-            self.stream.set_read_timeout(Some(time + ANSWER_TIME))?;
+            self.stream.set_read_timeout(Some(time.saturating_add(ANSWER_TIME)))?;
             (&self.stream).write_all(&line)?;
             let mut answer = Vec::new();
             BufReader::new(&self.stream).read_until(b'\n', &mut answer)?;
