@@ -44,6 +44,7 @@ fn wrong_usage_is_exit_1_and_says_what_to_do() {
         assert!(err(&output).contains(expect), "{args:?}: {}", err(&output));
     }
     assert_eq!(fsys(&["frobnicate"]).status.code(), Some(1));
+    assert_eq!(fsys(&["drain", "--timeout", "18446744073709551615"]).status.code(), Some(1));
 }
 
 #[test]
@@ -74,6 +75,17 @@ fn background_and_foreground_give_the_same_true_error() {
         let expect = if Path::new("/dev/fuse").exists() { "mkdir -p" } else { "/dev/fuse" };
         assert!(err(&output).contains(expect), "{}", err(&output));
     }
+}
+
+#[test]
+fn an_error_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (backing, there) = (dir.path().join("a"), dir.path().join("b"));
+    fs::create_dir(&backing).unwrap();
+    fs::create_dir(&there).unwrap();
+    let output = mount(&["-o", "log_file=/nonexistent/log", text(&backing), text(&there)]);
+    assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+    assert_eq!(err(&output).matches("cannot write the log /nonexistent/log").count(), 1, "{}", err(&output));
 }
 
 #[test]

@@ -17,8 +17,8 @@ const EXAMPLE: &str = "Examples:
   fsys umount /mnt/fsys
   fsys umount --lazy /mnt/fsys     # although programs use it: their open files go on for 10 s
 
-When it returns 0, everything acknowledged is durable, the mount is gone, and the daemon has ended. A dead mount,
-left by a killed daemon, is detached.";
+When it returns 0, everything acknowledged is durable, the mount is gone, and the daemon
+has ended. A dead mount, left by a killed daemon, is detached.";
 
 /// Make everything durable, unmount, and wait until the daemon is gone
 #[derive(Debug, clap::Args)]

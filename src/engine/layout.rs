@@ -35,7 +35,33 @@ pub struct Layout {
     failed: OwnedFd,
     journal: OwnedFd,
     lock: Option<File>,
-    holder: Option<u32>,
+    holder: Option<Holder>,
+}
+
+/// Who holds the lock, as written in the lock file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// Process id; 0 when it could not be read.
+    pub pid: u32,
+    /// Device number of its mount, `MAJ:MIN`; empty before it mounted.
+    pub device: String,
+}
+
+/// The lock file, to note in it which mount belongs to the lock. Holds the lock, too.
+#[derive(Debug)]
+pub struct LockNote(File);
+
+impl LockNote {
+    /// Notes this process, and the device number of its mount.
+    ///
+    /// # Errors
+    /// The file cannot be written; the lock stands all the same.
+    pub fn write(&self, device: &str) -> std::io::Result<()> {
+        let mut file = &self.0;
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{} {device}", std::process::id())
+    }
 }
 
 impl Layout {
@@ -52,12 +78,13 @@ impl Layout {
         let file = File::from(openat(&layout.dir, "lock", lock_flags(), PRIVATE_FILE).map_err(failed)?);
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(busy(root, pid_in(&file))),
+            Err(Errno::WOULDBLOCK) => return Err(busy(root, &holder_in(&file))),
             Err(e) => return Err(failed(e)),
         }
-        write_pid(&file).map_err(|e| system(root, "lock", e))?;
         layout.holder = None;
         layout.lock = Some(file);
+        let noted = layout.note().and_then(|note| note.map_or(Ok(()), |n| n.write("")));
+        noted.map_err(|e| system(root, "lock", errno(&e)))?;
         write_format(root, &layout.dir)?;
         Ok(layout)
     }
@@ -106,9 +133,16 @@ impl Layout {
     pub fn is_locked(&self) -> bool {
         self.lock.is_some()
     }
-    /// The pid of the daemon that worked here when [`Layout::inspect`] looked; 0 when it could not be read.
-    pub fn holder(&self) -> Option<u32> {
-        self.holder
+    /// Another handle of the lock; `None` when it is not held.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn note(&self) -> std::io::Result<Option<LockNote>> {
+        self.lock.as_ref().map(|file| file.try_clone().map(LockNote)).transpose()
+    }
+    /// The daemon that worked here when [`Layout::inspect`] looked.
+    pub fn holder(&self) -> Option<&Holder> {
+        self.holder.as_ref()
     }
 }
 
@@ -247,7 +281,7 @@ pub(super) fn names(dir: impl AsFd) -> Result<Vec<String>, Errno> {
 }
 
 /// Who holds the lock; `None` when nobody does, or there is no lock.
-fn holder(dir: &OwnedFd) -> Option<u32> {
+fn holder(dir: &OwnedFd) -> Option<Holder> {
     if FileType::from_raw_mode(statat(dir, "lock", AtFlags::SYMLINK_NOFOLLOW).ok()?.st_mode) != FileType::RegularFile {
         return None;
     }
@@ -255,33 +289,26 @@ fn holder(dir: &OwnedFd) -> Option<u32> {
     let file = File::from(openat(dir, "lock", flags, Mode::empty()).ok()?);
     // A shared lock that is let go at once: it fails exactly while a daemon holds the exclusive one.
     match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Err(Errno::WOULDBLOCK) => Some(pid_in(&file).unwrap_or(0)),
+        Err(Errno::WOULDBLOCK) => Some(holder_in(&file)),
         _ => None,
     }
 }
 
-fn pid_in(mut file: &File) -> Option<u32> {
+fn holder_in(mut file: &File) -> Holder {
     let mut text = String::new();
-    file.rewind().ok()?;
-    file.take(32).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
-}
-
-fn write_pid(mut file: &File) -> Result<(), Errno> {
-    let write = |file: &mut &File| -> std::io::Result<()> {
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "{}", std::process::id())
-    };
-    write(&mut file).map_err(|e| errno(&e))
+    // What cannot be read is not known; the lock itself says that someone is there.
+    file.rewind().and_then(|()| file.take(64).read_to_string(&mut text)).unwrap_or_default();
+    let mut words = text.split_whitespace();
+    let pid = words.next().and_then(|w| w.parse().ok()).unwrap_or(0);
+    Holder { pid, device: words.next().unwrap_or_default().to_owned() }
 }
 
 fn errno(e: &std::io::Error) -> Errno {
     Errno::from_io_error(e).unwrap_or(Errno::IO)
 }
 
-fn busy(root: &Path, pid: Option<u32>) -> Error {
-    let pid = pid.map_or_else(|| "unknown".to_owned(), |p| p.to_string());
+fn busy(root: &Path, holder: &Holder) -> Error {
+    let pid = holder.pid;
     Error::new(
         Exit::Busy,
         format!("cannot use the backing directory {}", root.display()),
@@ -349,8 +376,12 @@ mod tests {
         let e = Layout::open(dir.path()).unwrap_err();
         assert_eq!(e.exit, Exit::Busy);
         assert!(e.why.contains(&format!("pid {}", std::process::id())), "{e}");
-        assert_eq!(Layout::inspect(dir.path()).unwrap().unwrap().holder(), Some(std::process::id()));
+        assert_eq!(Layout::inspect(dir.path()).unwrap().unwrap().holder().unwrap().pid, std::process::id());
+        let note = first.note().unwrap().unwrap();
+        note.write("0:77").unwrap();
         drop(first);
+        assert_eq!(Layout::inspect(dir.path()).unwrap().unwrap().holder().unwrap().device, "0:77");
+        drop(note);
         assert_eq!(Layout::inspect(dir.path()).unwrap().unwrap().holder(), None);
         Layout::open(dir.path()).unwrap();
     }

@@ -26,6 +26,10 @@ const REQUEST_MAX: usize = 32 << 10;
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// Connections served at the same time.
 const CONNECTIONS_MAX: usize = 16;
+/// Longest time that a drain may be asked for.
+const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
+/// After an accept(2) that failed, for want of descriptors perhaps, the next is tried after this time.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,23 +148,38 @@ fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, events: &Sender<Eve
             Ok(stream) => stream,
             Err(e) => {
                 tracing::warn!("control socket: {e}");
+                std::thread::sleep(ACCEPT_PAUSE);
                 continue;
             }
         };
-        if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+        let Some(slot) = Slot::take(&open) else {
             answer(&stream, &Answer::Error(refused("too many requests at the same time", "try again")));
-            open.fetch_sub(1, Ordering::Relaxed);
             continue;
-        }
-        let (volume, events, mine) = (volume.clone(), events.clone(), open.clone());
+        };
+        let (volume, events) = (volume.clone(), events.clone());
         let serve = move || {
+            let _slot = slot;
             serve(stream, &*volume, &events);
-            mine.fetch_sub(1, Ordering::Relaxed);
         };
         if let Err(e) = std::thread::Builder::new().name("control-client".into()).spawn(serve) {
-            open.fetch_sub(1, Ordering::Relaxed);
             tracing::warn!("control socket: {e}");
         }
+    }
+}
+
+/// One of [`CONNECTIONS_MAX`] places; given back when dropped, also by a panic.
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(open: &Arc<AtomicUsize>) -> Option<Self> {
+        let slot = Self(open.clone());
+        (open.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX).then_some(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -225,7 +244,7 @@ fn handle(request: Request, volume: &dyn Volume) -> Answer {
                 )),
             }
         }
-        Request::Drain { timeout_ms } => match volume.drain(Duration::from_millis(timeout_ms)) {
+        Request::Drain { timeout_ms } => match volume.drain(Duration::from_millis(timeout_ms).min(DRAIN_MAX)) {
             Ok(()) => Answer::Done,
             Err(e) => Answer::Error(not_drained(&e)),
         },
