@@ -4,7 +4,7 @@
 //! instead of the slice for CI), `FSYS_TEST_IMAGES` (directory of the images, default /dev/shm),
 //! `FSYS_TEST_BIN` (directory with other binaries to test, such as installed ones).
 
-#![allow(dead_code, reason = "each test binary uses its part of the helpers")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part of the helpers")]
 
 pub mod loopfs;
 pub mod mount;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, Metadata};
-use std::io;
+use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -25,53 +25,74 @@ pub struct Skip<'a> {
 
 /// Everything compared about one entry, as text that a difference can be shown with.
 type Entry = BTreeMap<&'static str, String>;
-type Listing = BTreeMap<PathBuf, Entry>;
 
-/// Differences between two trees, at most `LIST` lines; empty when they are the same.
-/// The number of entries compared comes with it: a comparison of nothing proves nothing.
-pub fn differences(left: &Path, right: &Path, skip: Skip) -> (usize, Vec<String>) {
-    const LIST: usize = 40;
-    let (a, b) = (listing(left, skip), listing(right, skip));
-    let mut found = Vec::new();
-    for path in a.keys().chain(b.keys().filter(|p| !a.contains_key(*p))) {
-        match (a.get(path), b.get(path)) {
-            (Some(x), Some(y)) => {
-                for key in x.keys().chain(y.keys().filter(|k| !x.contains_key(*k))) {
-                    if x.get(key) != y.get(key) {
-                        let none = "none".to_owned();
-                        let (l, r) = (x.get(key).unwrap_or(&none), y.get(key).unwrap_or(&none));
-                        found.push(format!("{}: {key}: {l} | {r}", path.display()));
-                    }
-                }
-                if x.get("type") == y.get("type") && x.get("type").is_some_and(|t| t == "file") {
-                    content_difference(&left.join(path), &right.join(path), path, &mut found);
-                }
-            }
-            (x, _) => {
-                let side = if x.is_some() { left } else { right };
-                found.push(format!("{}: only in {}", path.display(), side.display()));
-            }
-        }
-    }
-    if found.len() > LIST {
-        let more = found.len() - LIST;
-        found.truncate(LIST);
-        found.push(format!("and {more} more"));
-    }
-    (a.len(), found)
+/// What a tree looked like at one moment; it can be compared after the tree is gone.
+pub struct Snapshot {
+    root: PathBuf,
+    entries: BTreeMap<PathBuf, Entry>,
 }
 
-/// Panics with the list when the trees differ or are empty; gives the number of entries.
+impl Snapshot {
+    /// Looks at everything below `root`, the content included.
+    pub fn take(root: &Path, skip: Skip) -> Snapshot {
+        Snapshot { root: root.to_owned(), entries: listing(root, skip) }
+    }
+
+    /// Number of entries: a comparison of nothing proves nothing.
+    pub fn count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Differences to `other`, at most `LIST` lines; empty when both are the same.
+    pub fn differences(&self, other: &Snapshot) -> Vec<String> {
+        const LIST: usize = 40;
+        let (a, b) = (&self.entries, &other.entries);
+        let mut found = Vec::new();
+        for path in a.keys().chain(b.keys().filter(|p| !a.contains_key(*p))) {
+            match (a.get(path), b.get(path)) {
+                (Some(x), Some(y)) => found.extend(entry_differences(path, x, y)),
+                (Some(_), None) => found.push(format!("{}: only in {}", path.display(), self.root.display())),
+                _ => found.push(format!("{}: only in {}", path.display(), other.root.display())),
+            }
+        }
+        if found.len() > LIST {
+            let more = found.len() - LIST;
+            found.truncate(LIST);
+            found.push(format!("and {more} more"));
+        }
+        found
+    }
+
+    /// Panics with the list when the two differ or are empty.
+    pub fn assert_same(&self, other: &Snapshot, what: &str) {
+        let found = self.differences(other);
+        let (left, right) = (self.root.display(), other.root.display());
+        assert!(found.is_empty(), "{what}: {left} and {right} differ:\n{}", found.join("\n"));
+        assert!(self.count() > 0, "{what}: {left} is empty, this proves nothing");
+    }
+}
+
+/// Both trees at once: panics when they differ or are empty; gives the number of entries.
 pub fn assert_same(what: &str, left: &Path, right: &Path, skip: Skip) -> usize {
-    let (count, found) = differences(left, right, skip);
-    assert!(found.is_empty(), "{what}: {} and {} differ:\n{}", left.display(), right.display(), found.join("\n"));
-    assert!(count > 0, "{what}: {} is empty, this proves nothing", left.display());
-    count
+    let (left, right) = (Snapshot::take(left, skip), Snapshot::take(right, skip));
+    left.assert_same(&right, what);
+    left.count()
+}
+
+fn entry_differences(path: &Path, x: &Entry, y: &Entry) -> Vec<String> {
+    let none = "none".to_owned();
+    let keys = x.keys().chain(y.keys().filter(|k| !x.contains_key(*k)));
+    keys.filter(|key| x.get(*key) != y.get(*key))
+        .map(|key| {
+            let (l, r) = (x.get(key).unwrap_or(&none), y.get(key).unwrap_or(&none));
+            format!("{}: {key}: {l} | {r}", path.display())
+        })
+        .collect()
 }
 
 /// Every entry below `root`; hard links are found by inode and named by their first path.
-fn listing(root: &Path, skip: Skip) -> Listing {
-    let mut out = Listing::new();
+fn listing(root: &Path, skip: Skip) -> BTreeMap<PathBuf, Entry> {
+    let mut out = BTreeMap::new();
     let mut first_names: BTreeMap<(u64, u64), PathBuf> = BTreeMap::new();
     let mut pending = vec![PathBuf::new()];
     let mut linked: Vec<((u64, u64), PathBuf)> = Vec::new();
@@ -128,6 +149,9 @@ fn describe(path: &Path, meta: &Metadata, skip: Skip) -> Entry {
     if !skip.mtime {
         entry.insert("mtime", format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()));
     }
+    if kind.is_file() {
+        entry.insert("content", content(path));
+    }
     if kind.is_symlink() {
         entry.insert("target", format!("{}", fs::read_link(path).expect("symlink").display()));
     }
@@ -154,14 +178,14 @@ fn xattrs(path: &Path) -> String {
     text
 }
 
-fn content_difference(left: &Path, right: &Path, path: &Path, found: &mut Vec<String>) {
-    let read = |p: &Path| -> io::Result<Vec<u8>> { fs::read(p) };
-    match (read(left), read(right)) {
-        (Ok(a), Ok(b)) if a == b => {}
-        (Ok(a), Ok(b)) => {
-            let at = a.iter().zip(&b).position(|(x, y)| x != y).unwrap_or(a.len().min(b.len()));
-            found.push(format!("{}: content differs at byte {at} of {} | {}", path.display(), a.len(), b.len()));
+/// A fingerprint of the content, with enough of its start to tell what it is.
+fn content(path: &Path) -> String {
+    match fs::read(path) {
+        Ok(data) => {
+            let mut hasher = DefaultHasher::new();
+            hasher.write(&data);
+            format!("{:016x} {}", hasher.finish(), data[..data.len().min(24)].escape_ascii())
         }
-        (a, b) => found.push(format!("{}: cannot read: {:?} | {:?}", path.display(), a.err(), b.err())),
+        Err(e) => format!("cannot read: {e}"),
     }
 }
