@@ -4,6 +4,8 @@
 //! same and leave the same tree; and what was seen through the mount must be in the backing directory after
 //! the unmount, with every attribute. `scripts/apps` runs the same tests on the whole input.
 
+#![allow(clippy::unwrap_used, reason = "all of this is test code")]
+
 mod common;
 
 use std::fmt::Write as _;
@@ -92,7 +94,8 @@ fn tarball() -> &'static Path {
 /// The unpacked source of a crate that this project depends on, from the local registry.
 fn crate_source(name: &str) -> PathBuf {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(".cargo"))).expect("CARGO_HOME or HOME");
+    let home =
+        home.or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(".cargo"))).expect("CARGO_HOME or HOME");
     let registries = fs::read_dir(home.join("registry/src")).expect("registry sources");
     let is_it = |dir: &PathBuf| {
         let rest = dir.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(name)?.strip_prefix('-'));
@@ -212,7 +215,9 @@ fn cargo_builds_a_real_crate() {
             // What `cargo test` sets for us is not for the build inside.
             for (name, _) in std::env::vars_os() {
                 let text = name.to_string_lossy();
-                if text.starts_with("CARGO_") && text != "CARGO_HOME" || text.starts_with("RUST") && text.ends_with("FLAGS") {
+                if text.starts_with("CARGO_") && text != "CARGO_HOME"
+                    || text.starts_with("RUST") && text.ends_with("FLAGS")
+                {
                     command.env_remove(&name);
                 }
             }
@@ -241,7 +246,9 @@ fn rsync_copies_a_tree_with_everything() {
         run(program("find").arg(&source).args(["-exec", "touch", "-h", "-d", "2021-02-03 04:05:06.789", "{}", "+"]));
         let from = format!("{}/", source.display());
         let copy = |extra: &[&str]| {
-            run_text(program("rsync").args(["-aHAX", "--numeric-ids", "--itemize-changes"]).args(extra).arg(&from).arg(dir))
+            run_text(
+                program("rsync").args(["-aHAX", "--numeric-ids", "--itemize-changes"]).args(extra).arg(&from).arg(dir),
+            )
         };
         let first = copy(&[]);
         let mut text = format!("{} lines\n", first.lines().count());
@@ -272,7 +279,11 @@ fn sqlite_with_four_writers_keeps_its_integrity() {
             for writer in 0..4 {
                 let mut sql = String::from(".timeout 120000\n.bail on\nPRAGMA synchronous=FULL;\n");
                 for n in 0..each {
-                    let _ = writeln!(sql, "BEGIN IMMEDIATE; INSERT INTO t VALUES({writer}, {n}, zeroblob({})); COMMIT;", n * 37);
+                    let _ = writeln!(
+                        sql,
+                        "BEGIN IMMEDIATE; INSERT INTO t VALUES({writer}, {n}, zeroblob({})); COMMIT;",
+                        n * 37
+                    );
                 }
                 let mut command = program("sqlite3");
                 let mut child = command.arg("-batch").arg(&db).stdin(Stdio::piped()).spawn().unwrap();
@@ -282,7 +293,9 @@ fn sqlite_with_four_writers_keeps_its_integrity() {
             for mut writer in writers {
                 assert!(writer.wait().unwrap().success(), "a writer failed");
             }
-            text += &ask("PRAGMA integrity_check; SELECT writer, count(*), sum(n), sum(length(blob)) FROM t GROUP BY writer;");
+            text += &ask(
+                "PRAGMA integrity_check; SELECT writer, count(*), sum(n), sum(length(blob)) FROM t GROUP BY writer;",
+            );
         }
         assert_eq!(text.matches("ok\n").count(), 4, "{text}");
         assert_eq!(text.matches(&format!("3|{each}|")).count(), 4, "{text}");
@@ -297,7 +310,8 @@ fn texts(dir: &Path, count: u32) -> Vec<PathBuf> {
             let path = dir.join(format!("text-{i:03}"));
             fs::write(&path, format!("old line {i}\n").repeat(1 + i as usize * 13)).unwrap();
             chown(&path, Some(1000 + i % 3), Some(100)).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode([0o644, 0o600, 0o755, 0o640][i as usize % 4])).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode([0o644, 0o600, 0o755, 0o640][i as usize % 4]))
+                .unwrap();
             if i % 5 == 0 {
                 run(program("setfattr").args(["-n", "user.n", "-v", &i.to_string()]).arg(&path));
                 run(program("setfacl").args(["-m", "u:1234:r"]).arg(&path));

@@ -1,5 +1,7 @@
 //! The negative controls of the checkers: each defect that they exist for is planted, and must be found.
 
+#![allow(clippy::unwrap_used, reason = "all of this is test code")]
+
 mod common;
 
 use std::fs::{self, File};
@@ -75,7 +77,8 @@ fn watch(damage: impl FnOnce(&Path, &Path)) -> Ended {
 fn the_watcher_accepts_what_is_right_and_finds_each_kind_of_wrong() {
     let good = watch(|_, _| ());
     assert_eq!((good.code, good.count("bad"), good.count("reads")), (0, 0, 4), "{good:?}");
-    let begun = watch(|dir, _| fs::write(dir.join(file_name(2)), Version { id: 2, seq: 6, len: 900 }.render()).unwrap());
+    let begun =
+        watch(|dir, _| fs::write(dir.join(file_name(2)), Version { id: 2, seq: 6, len: 900 }.render()).unwrap());
     assert_eq!(begun.code, 0, "a save that was begun but not acknowledged may be there: {begun:?}");
 
     let file = |dir: &Path| dir.join(file_name(2));
@@ -115,10 +118,12 @@ fn differences(left: &Path, right: &Path) -> Vec<String> {
     Snapshot::take(left, Skip::default()).differences(&Snapshot::take(right, Skip::default()))
 }
 
+/// The kind of difference, and how to make one in a sample.
+type Change<'a> = (&'a str, &'a dyn Fn(&Path));
+
 #[test]
 fn the_comparer_finds_each_kind_of_difference() {
     let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-    type Change<'a> = (&'a str, &'a dyn Fn(&Path));
     let retime = |path: &Path| File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
     let keep_time = |path: &Path, change: &dyn Fn(&Path)| {
         let time = fs::metadata(path).unwrap().modified().unwrap();

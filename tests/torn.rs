@@ -42,7 +42,7 @@ fn assert_clean(what: &str, kind: Kind, watch: &Ended) {
     assert_eq!(watch.code, 0, "{} {what}: {}\n{}", kind.name(), watch.summary, watch.complaint);
 }
 
-/// Contract P1, live: whoever reads the backing directory sees complete versions only, and P2: what close()
+/// Contract P1, live: whoever reads the backing directory sees complete versions only, and P2: what `close()`
 /// acknowledged is there from then on.
 #[test]
 fn naive_saves_are_never_seen_torn_in_the_backing_directory() {
@@ -82,7 +82,7 @@ fn naive_saves_are_never_seen_torn_in_the_backing_directory() {
             writers(),
             watch.count("reads"),
             saver.figure("saves_per_s"),
-            flushes as f64 / saves as f64,
+            common::per(flushes, saves),
         ));
     }
 }

@@ -85,7 +85,7 @@ impl LoopFs {
         });
         assert!(mounted, "cannot mount {} on {}", fs.image.display(), fs.dir.display());
         let source = run_text(Command::new("findmnt").args(["-n", "-o", "SOURCE", "--mountpoint"]).arg(&fs.dir));
-        fs.device = source.trim().trim_start_matches("/dev/").to_owned();
+        source.trim().trim_start_matches("/dev/").clone_into(&mut fs.device);
         fs
     }
 

@@ -63,6 +63,12 @@ pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "  {text}");
 }
 
+/// `part` per `whole`.
+#[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+pub fn per(part: u64, whole: u64) -> f64 {
+    part as f64 / whole as f64
+}
+
 /// Polls until `done` holds; false when it does not within `limit`.
 pub fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;

@@ -92,8 +92,9 @@ impl Mount {
         let output = fsys().args(["status", "--json"]).arg(&self.dir).output().expect("run fsys");
         let text = String::from_utf8_lossy(&output.stdout);
         let complaint = String::from_utf8_lossy(&output.stderr);
-        serde_json::from_str(&text)
-            .unwrap_or_else(|e| panic!("fsys status --json: {e}: {}\n{text}\n{complaint}\n{}", output.status, self.log()))
+        serde_json::from_str(&text).unwrap_or_else(|e| {
+            panic!("fsys status --json: {e}: {}\n{text}\n{complaint}\n{}", output.status, self.log())
+        })
     }
 
     fn ask_pid(&self) -> Pid {

@@ -173,7 +173,7 @@ fn xattrs(path: &Path) -> String {
         let mut value = vec![0u8; 64 << 10];
         let shown = std::ffi::OsStr::from_bytes(name);
         let len = lgetxattr(path, shown, &mut value[..]).unwrap_or_else(|e| panic!("getxattr {}: {e}", path.display()));
-        let _ = write!(text, "{}={} ", shown.display(), value[..len].escape_ascii());
+        let _ = write!(text, "{}={} ", shown.to_string_lossy(), value[..len].escape_ascii());
     }
     text
 }

@@ -1,6 +1,7 @@
 #!/bin/sh
 # What shells and small tools do with files every day, in the current directory; takes two seconds.
-# Prints what it reads back. NOTES is a directory for its own notes, outside the filesystem under test.
+# Prints what it reads back. NOTES is a directory for its own notes, outside what is compared.
+# shellcheck disable=SC2094 # reading a file that is being written is what this is about
 set -eu
 umask 027
 
@@ -131,4 +132,4 @@ wait "$second"
 sort shared > "$NOTES/sorted"
 sort "$NOTES/sorted" > shared
 cksum < shared
-ls -l --time-style=+ | sed 's/^\([^ ]*\) *\([0-9]*\) */\1 \2 /'
+stat -c '%A %h %U:%G %s %n' -- *

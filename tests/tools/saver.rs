@@ -27,13 +27,13 @@ use version::{MIN_LEN, Version, file_name, mix};
 /// How a save is done.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Style {
-    /// open(O_TRUNC), write in 3 pieces, close. No fsync: what most programs do.
+    /// `open(O_TRUNC)`, write in 3 pieces, close. No fsync: what most programs do.
     Naive,
     /// Temp file, fsync, rename, fsync of the directory: the proper save.
     Dance,
     /// Overwrite an existing file of the same size in 3 pieces, fsync, close.
     InPlace,
-    /// open(O_APPEND), write in 3 pieces, close.
+    /// `open(O_APPEND)`, write in 3 pieces, close.
     Append,
 }
 
@@ -156,7 +156,9 @@ fn run_parent(args: &Args) -> io::Result<ExitCode> {
     let mut wall = start.elapsed();
     while running > 0 {
         if stop.load(Ordering::Relaxed) {
-            children.iter_mut().for_each(|(_, stdin)| *stdin = None);
+            for (_, stdin) in &mut children {
+                *stdin = None;
+            }
         }
         running = 0;
         for (child, _) in &mut children {
@@ -181,10 +183,12 @@ fn run_parent(args: &Args) -> io::Result<ExitCode> {
         }
     }
     let seconds = wall.as_secs_f64().max(1e-9);
+    #[allow(clippy::cast_precision_loss, reason = "a rate")]
+    let rate = total.saves as f64 / seconds;
     let summary = serde_json::json!({
         "style": format!("{:?}", args.style).to_lowercase(), "writers": args.writers, "files": args.files,
         "saves": total.saves, "errors": total.errors, "first_error": total.first_error, "gave_up": total.gave_up,
-        "wall_s": seconds, "saves_per_s": total.saves as f64 / seconds,
+        "wall_s": seconds, "saves_per_s": rate,
         "p50_us": all.value_at_quantile(0.5), "p99_us": all.value_at_quantile(0.99), "max_us": all.max(),
     });
     println!("{summary}");
@@ -214,7 +218,8 @@ fn run_writer(args: &Args, index: u32) -> io::Result<ExitCode> {
         on_eof.store(true, Ordering::Relaxed);
     });
 
-    let share = args.saves / u64::from(args.writers) + u64::from(u64::from(index) < args.saves % u64::from(args.writers));
+    let share =
+        args.saves / u64::from(args.writers) + u64::from(u64::from(index) < args.saves % u64::from(args.writers));
     let start = Instant::now();
     let mut report = Report::default();
     let mut latency: Histogram<u64> = Histogram::new(2).map_err(io::Error::other)?;
