@@ -113,6 +113,8 @@ fn me() -> u32 {
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
+    inode: u64,
+    inode: u64,
 }
 
 impl Server {
@@ -128,17 +130,26 @@ impl Server {
             _ => {}
         }
         let listener = UnixListener::bind(&path)?;
+        let inode = inode_of(&path)?;
         std::thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &volume, &events))?;
-        Ok(Self { path })
+        Ok(Self { path, inode })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // After the unmount the kernel may have given the device number to another mount, whose socket this is now.
+        if inode_of(&self.path).ok() != Some(self.inode) {
+            return;
+        }
         if let Err(e) = std::fs::remove_file(&self.path) {
             tracing::warn!("cannot remove the control socket {}: {e}", self.path.display());
         }
     }
+}
+
+fn inode_of(path: &Path) -> io::Result<u64> {
+    std::fs::symlink_metadata(path).map(|m| std::os::unix::fs::MetadataExt::ino(&m))
 }
 
 fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, events: &Sender<Event>) {
