@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::Event;
+use super::table::Mounted;
 use super::volume::Volume;
 use crate::error::{Error, Exit, Result};
 use crate::telemetry::{PathReport, Status};
@@ -76,6 +77,18 @@ pub fn socket_dirs(user: u32) -> Vec<PathBuf> {
         return vec!["/run/fsys-mount".into()];
     }
     vec![runtime.join("fsys-mount"), PathBuf::from(format!("/tmp/fsys-mount-{user}"))]
+}
+
+/// Removes the socket that the daemon of a dead `mount` left; call it while the mount still holds its number.
+pub fn remove_left(mount: &Mounted) {
+    for dir in socket_dirs(mount.user.unwrap_or(0)) {
+        match std::fs::remove_file(dir.join(&mount.device)) {
+            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                tracing::warn!("cannot remove the socket of a dead mount in {}: {e}", dir.display());
+            }
+            _ => {}
+        }
+    }
 }
 
 /// The directory for this user's sockets and logs, made when missing.
@@ -264,7 +277,7 @@ pub fn not_drained(e: &super::volume::DrainError) -> Error {
     )
 }
 
-/// Sends an answer; a client that is gone or does not read is given up after [`REQUEST_TIME`].
+/// Sends an answer; a client that is gone or does not read is given up after 5 s.
 pub fn answer(mut stream: &UnixStream, reply: &Answer) {
     let mut send = || -> io::Result<()> {
         let mut line = serde_json::to_vec(reply)?;
