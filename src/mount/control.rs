@@ -4,6 +4,7 @@
 //! directory that only its owner enters; the peer's credentials are checked besides. A client cannot wedge the
 //! daemon: requests are bounded in size and time, connections in number.
 
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::Event;
@@ -123,9 +125,13 @@ fn me() -> u32 {
 }
 
 /// Serves until it is dropped; then the socket is removed.
+///
+/// The kernel gives a device number away again as soon as the mount is gone, before its daemon is. So the name
+/// may be another daemon's by then: a socket is removed by its inode, under a lock on the directory.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
+    inode: u64,
 }
 
 impl Server {
@@ -134,24 +140,41 @@ impl Server {
     /// # Errors
     /// The socket cannot be made.
     pub fn start(device: &str, volume: Arc<dyn Volume>, events: Sender<Event>) -> io::Result<Self> {
-        let path = own_dir()?.join(device);
-        // The device number is ours now, so a socket of that name is what a killed daemon left.
+        let dir = own_dir()?;
+        let path = dir.join(device);
+        let _lock = lock(&dir)?;
+        // The device number is ours now, so a socket of that name belongs to a daemon that is gone or ending.
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             _ => {}
         }
         let listener = UnixListener::bind(&path)?;
+        let inode = std::fs::symlink_metadata(&path)?.ino();
         std::thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &volume, &events))?;
-        Ok(Self { path })
+        Ok(Self { path, inode })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_file(&self.path) {
+        let remove = || -> io::Result<()> {
+            let _lock = lock(self.path.parent().unwrap_or(Path::new("/")))?;
+            match std::fs::symlink_metadata(&self.path) {
+                Ok(meta) if meta.ino() == self.inode => std::fs::remove_file(&self.path),
+                _ => Ok(()),
+            }
+        };
+        if let Err(e) = remove() {
             tracing::warn!("cannot remove the control socket {}: {e}", self.path.display());
         }
     }
+}
+
+/// Held while a name in the directory is checked and changed.
+fn lock(dir: &Path) -> io::Result<File> {
+    let dir = File::open(dir)?;
+    rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
+    Ok(dir)
 }
 
 fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, events: &Sender<Event>) {
@@ -359,10 +382,13 @@ mod tests {
     #[test]
     fn a_socket_that_a_kill_left_is_replaced() {
         let (first, _a, path) = server("left");
-        std::mem::forget(first);
-        let (_second, _b, same) = server("left");
+        let (second, _b, same) = server("left");
         assert_eq!(path, same);
+        // One that ends late does not take the name from the one that has it now.
+        drop(first);
         assert!(matches!(ask(&path, b"\"status\"\n"), Answer::Status(_)));
+        drop(second);
+        assert!(!path.exists());
     }
 
     #[test]
