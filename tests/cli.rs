@@ -44,6 +44,7 @@ fn wrong_usage_is_exit_1_and_says_what_to_do() {
         assert!(err(&output).contains(expect), "{args:?}: {}", err(&output));
     }
     assert_eq!(fsys(&["frobnicate"]).status.code(), Some(1));
+    assert_eq!(fsys(&["drain", "--timeout", "18446744073709551615"]).status.code(), Some(1));
 }
 
 #[test]
@@ -67,7 +68,8 @@ fn help_and_version_succeed() {
 fn background_and_foreground_give_the_same_true_error() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing");
-    for flags in [&["-f"][..], &[]] {
+    let log = format!("log_file={}", dir.path().join("log").display());
+    for flags in [&["-f"][..], &["-o", &log]] {
         let args: Vec<_> = flags.iter().copied().chain([text(&missing), text(dir.path())]).collect();
         let output = mount(&args);
         assert_eq!(output.status.code(), Some(2), "{}", err(&output));
@@ -77,13 +79,25 @@ fn background_and_foreground_give_the_same_true_error() {
 }
 
 #[test]
+fn an_error_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (backing, there) = (dir.path().join("a"), dir.path().join("b"));
+    fs::create_dir(&backing).unwrap();
+    fs::create_dir(&there).unwrap();
+    let output = mount(&["-o", "log_file=/nonexistent/log", text(&backing), text(&there)]);
+    assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+    assert_eq!(err(&output).matches("cannot write the log /nonexistent/log").count(), 1, "{}", err(&output));
+}
+
+#[test]
 fn a_second_daemon_on_one_backing_directory_is_told_who_is_there() {
     if !Path::new("/dev/fuse").exists() {
         return;
     }
     let (backing, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let _first = Layout::open(backing.path()).unwrap();
-    let output = mount(&[text(backing.path()), text(there.path())]);
+    let log = format!("log_file={}", there.path().join("log").display());
+    let output = mount(&["-o", &log, text(backing.path()), text(there.path())]);
     assert_eq!(output.status.code(), Some(16), "{}", err(&output));
     assert!(err(&output).contains(&format!("pid {}", std::process::id())), "{}", err(&output));
     assert_eq!(fsys(&["recover", text(backing.path())]).status.code(), Some(16));

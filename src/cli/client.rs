@@ -6,12 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-
 use crate::error::{Errno, Error, Exit, Result};
 use crate::mount::check::final_path;
 use crate::mount::control::{Answer, Request, socket_dirs};
+use crate::mount::process::Process;
 use crate::mount::table::{self, Mounted};
 
 /// Every answer but that of a drain comes within this time.
@@ -83,7 +81,7 @@ fn no_mount(what: &str, why: impl std::fmt::Display) -> Error {
 pub struct Daemon {
     stream: UnixStream,
     mountpoint: PathBuf,
-    pid: Pid,
+    pid: u32,
 }
 
 impl Daemon {
@@ -104,13 +102,13 @@ impl Daemon {
         Err(unreachable(&mount.mountpoint, user, &last))
     }
 
-    /// Asks, and waits `time` (at least [`ANSWER_TIME`]) for the answer; an error that the daemon answers is
+    /// Asks, and waits `time` and 10 s more for the answer; an error that the daemon answers is
     /// returned as one.
     pub fn ask(&self, request: &Request, time: Duration) -> Result<Answer> {
         let exchange = || -> io::Result<Answer> {
             let mut line = serde_json::to_vec(request)?;
             line.push(b'\n');
-            self.stream.set_read_timeout(Some(time + ANSWER_TIME))?;
+            self.stream.set_read_timeout(Some(time.saturating_add(ANSWER_TIME)))?;
             (&self.stream).write_all(&line)?;
             let mut answer = Vec::new();
             BufReader::new(&self.stream).read_until(b'\n', &mut answer)?;
@@ -135,16 +133,10 @@ impl Daemon {
     /// Asks for the end, and waits until the process is gone.
     pub fn stop(self, lazy: bool, time: Duration) -> Result<()> {
         // Taken before it is asked: the pid cannot be another process's then.
-        let process = pidfd_open(self.pid, PidfdFlags::empty()).map_err(|e| not_gone(self.pid, e))?;
+        let process = Process::open(self.pid).map_err(|e| not_gone(self.pid, e))?;
         let answer = self.ask(&Request::Stop { lazy }, time);
         if answer.as_ref().is_ok_and(|a| *a == Answer::Done) || answer.as_ref().is_err_and(ended_degraded) {
-            let limit = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: 0 };
-            let ready = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit));
-            match ready {
-                Ok(0) => return Err(not_gone(self.pid, "it still runs")),
-                Ok(_) => {}
-                Err(e) => return Err(not_gone(self.pid, e)),
-            }
+            process.map_or(Ok(()), |p| p.wait(time)).map_err(|e| not_gone(self.pid, e))?;
         }
         answer.map(|_| ())
     }
@@ -156,13 +148,13 @@ fn ended_degraded(e: &Error) -> bool {
 }
 
 /// Only a daemon of the user who mounted is the daemon of the mount.
-fn connect(path: &Path, user: u32) -> io::Result<(UnixStream, Pid)> {
+fn connect(path: &Path, user: u32) -> io::Result<(UnixStream, u32)> {
     let stream = UnixStream::connect(path)?;
     let peer = rustix::net::sockopt::socket_peercred(&stream)?;
     if peer.uid.as_raw() != user {
         return Err(io::Error::new(ErrorKind::PermissionDenied, "another user's process listens there"));
     }
-    Ok((stream, peer.pid))
+    Ok((stream, peer.pid.as_raw_nonzero().get().unsigned_abs()))
 }
 
 fn unreachable(mountpoint: &Path, user: u32, e: &io::Error) -> Error {
@@ -179,7 +171,7 @@ fn unreachable(mountpoint: &Path, user: u32, e: &io::Error) -> Error {
     )
 }
 
-fn not_gone(pid: Pid, why: impl std::fmt::Display) -> Error {
+fn not_gone(pid: u32, why: impl std::fmt::Display) -> Error {
     Error::new(
         Exit::System,
         format!("the daemon (pid {pid}) did not end"),

@@ -36,10 +36,11 @@ pub fn run(args: &Args) -> Result<Output> {
 }
 
 fn words(r: &PathReport) -> String {
-    let mut text = match r.uncommitted_ms {
-        0 => format!("{}: {}, {} bytes", r.path, r.state, r.size),
-        age => format!("{}: {}, {} bytes, uncommitted for {age} ms", r.path, r.state, r.size),
-    };
+    let path = if r.path.is_empty() { "the root of the mount" } else { &r.path };
+    let mut text = format!("{path}: {}, {} bytes", r.state, r.size);
+    if r.uncommitted_ms > 0 {
+        write!(text, ", uncommitted for {} ms", r.uncommitted_ms).unwrap_or_default();
+    }
     for (key, value) in r.policy.values() {
         let source = r.origin.iter().find(|(name, _)| name == key).map_or("unknown", |(_, source)| source);
         // Writing to a String cannot fail.

@@ -25,11 +25,12 @@ Options (-o), later ones win:
   method=auto|sync|data|direct   how data reaches stable storage
   restage_max_bytes=N            largest committed file that is copied when its writer goes on
   rule=GLOB:KEY=VALUE[:...]      the four values above, for the paths that match
-  window_us, batch_max, queue_max, commit_interval_ms, pending_max, staging_max_bytes, cache_ms, threads =N
+  window_us=N batch_max=N queue_max=N commit_interval_ms=N pending_max=N
+  staging_max_bytes=N cache_ms=N threads=N      bounds and times
   config=FILE  log=error|warn|info|debug|trace  log_file=FILE  fsname=NAME
   ro rw allow_other allow_root dev nodev suid nosuid exec noexec atime noatime
   sync                           the same as durability=always
-A comma inside a value is written `\\,`. What mount(8) and init systems add (nofail, _netdev, x-...) is accepted.";
+A comma inside a value is written `\\,`. What mount(8) and init systems add (nofail, x-...) is accepted.";
 
 const AFTER_HELP: &str = "Run `fsys-mount --help` for examples, the options and the exit codes.";
 

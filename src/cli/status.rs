@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Output;
 use super::client::{Daemon, find, strange};
+use crate::config::keys::BUILT_IN;
 use crate::error::{Exit, Result};
 use crate::mount::control::{Answer, Request};
 use crate::telemetry::Status;
@@ -52,6 +53,7 @@ fn words(s: &Status) -> String {
         row("backing", format!("{}, {reflink}; flushed by {}", s.filesystem, s.flush_strategy)),
         row("daemon", format!("pid {}, version {}", s.pid, s.version)),
         row("policy", format!("{}; {} rule(s)", policy.join(", "), s.rules)),
+        row("set", set(s)),
         row("uncommitted", uncommitted(s)),
         row("commits", format!("{} done, {} failed, {} under way", c.commits, c.commit_failures, c.in_flight)),
         row("in place", format!("{} synced, {} fallback(s)", c.in_place_syncs, c.in_place_fallbacks)),
@@ -78,6 +80,13 @@ fn row(title: &str, text: impl std::fmt::Display) -> String {
     format!("  {title:<12} {text}")
 }
 
+/// What is not a built-in default.
+fn set(s: &Status) -> String {
+    let own = s.settings.iter().filter(|s| s.source != BUILT_IN);
+    let words: Vec<_> = own.map(|s| format!("{}={} ({})", s.key, s.value, s.source)).collect();
+    if words.is_empty() { "all values are built-in defaults".into() } else { words.join(", ") }
+}
+
 fn uncommitted(s: &Status) -> String {
     match s.counters.staged_now {
         0 => "nothing".into(),
@@ -98,6 +107,7 @@ fn latency(l: &crate::telemetry::LatencySummary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::keys::Setting;
     use crate::mount::testing::status;
     use crate::telemetry::FailedVersion;
 
@@ -105,6 +115,9 @@ mod tests {
     fn health_comes_first_and_failures_are_named() {
         let mut s = status();
         assert!(words(&s).starts_with("healthy: every save is whole"));
+        let (key, value, source) = ("threads".into(), "4".into(), "/etc/x.toml:3".into());
+        s.settings.push(Setting { key, value, source });
+        assert!(words(&s).contains("threads=4 (/etc/x.toml:3)"));
         s.health = "degraded".into();
         s.reason = "1 version could not be committed".into();
         s.commit_latency.count = 1;

@@ -1,9 +1,10 @@
 //! The values by name: one table for the file, the command line and what is shown.
 
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Config;
 use super::policy::{Durability, Method, Policy, Rule, WriteMode};
@@ -151,10 +152,10 @@ impl Rule {
 }
 
 /// A value, by name, and where it comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
     /// Name.
-    pub key: &'static str,
+    pub key: String,
     /// Value.
     pub value: String,
     /// Source: `built-in default`, `/etc/fsys.toml:3`, `command line`.
@@ -213,7 +214,20 @@ impl Config {
         ];
         let values = self.policies.base.values();
         let all = values.into_iter().chain(LIMITS.into_iter().zip(limits.map(|n| n.to_string())));
-        all.map(|(key, value)| Setting { key, value, source: self.source(key).to_owned() }).collect()
+        all.map(|(key, value)| Setting { key: key.to_owned(), value, source: self.source(key).to_owned() }).collect()
+    }
+
+    /// The policy of `path`, relative to the root of the mount, and for each value its name and where it comes
+    /// from: a rule, or the source of the base value.
+    pub fn explain(&self, path: &Path) -> (Policy, Vec<(String, String)>) {
+        let (policy, from) = self.policies.explain(path);
+        let source = |(key, rule): (&str, Option<usize>)| {
+            let rule = rule.and_then(|i| self.policies.rules.get(i));
+            let source = rule.map(|r| format!("rule `{}` ({})", r.glob, r.source));
+            (key.to_owned(), source.unwrap_or_else(|| self.source(key).to_owned()))
+        };
+        let rules = [from.mode, from.durability, from.method, from.restage_max_bytes];
+        (policy, POLICY.into_iter().zip(rules).map(source).collect())
     }
 }
 
@@ -233,6 +247,20 @@ mod tests {
             assert_eq!((shown.value.as_str(), shown.source.as_str()), (value, "test"));
         }
         assert_eq!(c.settings().len(), POLICY.len() + LIMITS.len());
+    }
+
+    #[test]
+    fn explains_where_each_value_comes_from() {
+        let mut c = Config::default();
+        c.set("durability", "always", "command line").unwrap();
+        let mut rule = Rule::new("*.db", "/etc/x.toml:7").unwrap();
+        rule.set("mode", "in-place").unwrap();
+        c.policies.rules.push(rule);
+        let (policy, origin) = c.explain(Path::new("a/b.db"));
+        assert_eq!((policy.mode, policy.durability), (WriteMode::InPlace, Durability::Always));
+        let sources: Vec<_> = origin.iter().map(|(_, source)| source.as_str()).collect();
+        assert_eq!(sources, ["rule `*.db` (/etc/x.toml:7)", "command line", BUILT_IN, BUILT_IN]);
+        assert_eq!(c.explain(Path::new("b")).1[0], ("mode".to_owned(), BUILT_IN.to_owned()));
     }
 
     #[test]

@@ -14,10 +14,9 @@ use crate::error::{Error, Exit, Result};
 pub const COMMAND_LINE: &str = "command line";
 
 /// Options for init systems and mount(8) itself, or that are always on; they change nothing here.
-const IGNORED: [&str; 12] = [
+const IGNORED: [&str; 13] = [
     "auto",
     "noauto",
-    "user",
     "users",
     "nouser",
     "owner",
@@ -27,6 +26,8 @@ const IGNORED: [&str; 12] = [
     "defaults",
     "async",
     "default_permissions",
+    "nodiratime",
+    "lazytime",
 ];
 const FLAGS: [&str; 15] = [
     "ro",
@@ -147,7 +148,8 @@ impl Options {
 
     fn take(&mut self, word: &Word) -> Result<(), Problem> {
         let name = word.name.as_str();
-        if name.starts_with("x-") || name == "comment" {
+        // mount(8) adds `user=NAME` when a user mounts.
+        if name.starts_with("x-") || matches!(name, "comment" | "user") {
             return Ok(());
         }
         match &word.value {
@@ -277,7 +279,8 @@ mod tests {
     #[test]
     fn fstab_words_and_flags() {
         let o =
-            read("defaults,nofail,_netdev,noauto,users,x-systemd.automount,ro,allow_other,nodev,suid,noatime").unwrap();
+            read("defaults,nofail,_netdev,noauto,users,user=bob,x-systemd.automount,ro,allow_other,nodev,suid,noatime")
+                .unwrap();
         assert!(o.fuse.read_only && o.settings.is_empty());
         assert_eq!((o.fuse.dev, o.fuse.suid, o.fuse.atime), (Some(false), Some(true), Some(false)));
         assert_eq!((o.fuse.access, o.fuse.exec), (Access::Everyone, None));

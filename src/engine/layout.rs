@@ -5,10 +5,12 @@
 //! a [`Layout`] with a lock lives, no other daemon works here; `.fsys/` belongs to this user, is on the same
 //! file system as the backing directory and is in a format that this version knows.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags};
 use rustix::fs::{fchmod, flock, fstat, fsync, mkdirat, openat, statat};
@@ -35,7 +37,41 @@ pub struct Layout {
     failed: OwnedFd,
     journal: OwnedFd,
     lock: Option<File>,
-    holder: Option<u32>,
+    holder: Option<Holder>,
+}
+
+/// Who holds the lock, as written in the lock file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// Process id; 0 when it could not be read.
+    pub pid: u32,
+    /// Device number of its mount, `MAJ:MIN`; empty before it mounted.
+    pub device: String,
+    /// Where it mounted; empty before. With the device number, which is given away again, it names the mount.
+    pub mountpoint: PathBuf,
+}
+
+/// The lock file, to note in it which mount belongs to the lock. Holds the lock, too.
+#[derive(Debug)]
+pub struct LockNote(File);
+
+impl LockNote {
+    /// Notes this process, and its mount once there is one.
+    ///
+    /// # Errors
+    /// The file cannot be written; the lock stands all the same.
+    pub fn write(&self, mount: Option<(&str, &Path)>) -> std::io::Result<()> {
+        let mut line = std::process::id().to_string().into_bytes();
+        if let Some((device, mountpoint)) = mount {
+            line.extend_from_slice(format!(" {device} ").as_bytes());
+            line.extend_from_slice(mountpoint.as_os_str().as_bytes());
+        }
+        line.push(b'\n');
+        let mut file = &self.0;
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(&line)
+    }
 }
 
 impl Layout {
@@ -52,12 +88,13 @@ impl Layout {
         let file = File::from(openat(&layout.dir, "lock", lock_flags(), PRIVATE_FILE).map_err(failed)?);
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(busy(root, pid_in(&file))),
+            Err(Errno::WOULDBLOCK) => return Err(busy(root, &holder_in(&file))),
             Err(e) => return Err(failed(e)),
         }
-        write_pid(&file).map_err(|e| system(root, "lock", e))?;
         layout.holder = None;
         layout.lock = Some(file);
+        let noted = layout.note().and_then(|note| note.map_or(Ok(()), |n| n.write(None)));
+        noted.map_err(|e| system(root, "lock", errno(&e)))?;
         write_format(root, &layout.dir)?;
         Ok(layout)
     }
@@ -106,9 +143,16 @@ impl Layout {
     pub fn is_locked(&self) -> bool {
         self.lock.is_some()
     }
-    /// The pid of the daemon that worked here when [`Layout::inspect`] looked; 0 when it could not be read.
-    pub fn holder(&self) -> Option<u32> {
-        self.holder
+    /// Another handle of the lock; `None` when it is not held.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn note(&self) -> std::io::Result<Option<LockNote>> {
+        self.lock.as_ref().map(|file| file.try_clone().map(LockNote)).transpose()
+    }
+    /// The daemon that worked here when [`Layout::inspect`] looked.
+    pub fn holder(&self) -> Option<&Holder> {
+        self.holder.as_ref()
     }
 }
 
@@ -247,7 +291,7 @@ pub(super) fn names(dir: impl AsFd) -> Result<Vec<String>, Errno> {
 }
 
 /// Who holds the lock; `None` when nobody does, or there is no lock.
-fn holder(dir: &OwnedFd) -> Option<u32> {
+fn holder(dir: &OwnedFd) -> Option<Holder> {
     if FileType::from_raw_mode(statat(dir, "lock", AtFlags::SYMLINK_NOFOLLOW).ok()?.st_mode) != FileType::RegularFile {
         return None;
     }
@@ -255,37 +299,34 @@ fn holder(dir: &OwnedFd) -> Option<u32> {
     let file = File::from(openat(dir, "lock", flags, Mode::empty()).ok()?);
     // A shared lock that is let go at once: it fails exactly while a daemon holds the exclusive one.
     match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Err(Errno::WOULDBLOCK) => Some(pid_in(&file).unwrap_or(0)),
+        Err(Errno::WOULDBLOCK) => Some(holder_in(&file)),
         _ => None,
     }
 }
 
-fn pid_in(mut file: &File) -> Option<u32> {
-    let mut text = String::new();
-    file.rewind().ok()?;
-    file.take(32).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
-}
-
-fn write_pid(mut file: &File) -> Result<(), Errno> {
-    let write = |file: &mut &File| -> std::io::Result<()> {
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "{}", std::process::id())
-    };
-    write(&mut file).map_err(|e| errno(&e))
+fn holder_in(mut file: &File) -> Holder {
+    let mut line = Vec::new();
+    // What cannot be read is not known; the lock itself says that someone is there.
+    file.rewind().and_then(|()| file.take(8192).read_to_end(&mut line)).unwrap_or_default();
+    let mut words = line.strip_suffix(b"\n").unwrap_or(&line).splitn(3, |b| *b == b' ');
+    let mut word = || words.next().unwrap_or_default();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (pid, device) = (text(word()).parse().unwrap_or(0), text(word()));
+    Holder { pid, device, mountpoint: PathBuf::from(OsStr::from_bytes(word())) }
 }
 
 fn errno(e: &std::io::Error) -> Errno {
     Errno::from_io_error(e).unwrap_or(Errno::IO)
 }
 
-fn busy(root: &Path, pid: Option<u32>) -> Error {
-    let pid = pid.map_or_else(|| "unknown".to_owned(), |p| p.to_string());
+fn busy(root: &Path, holder: &Holder) -> Error {
+    let pid = holder.pid;
+    let place = holder.mountpoint.display().to_string();
+    let place = if place.is_empty() { place } else { format!(", mounted on {place}") };
     Error::new(
         Exit::Busy,
         format!("cannot use the backing directory {}", root.display()),
-        format!("another fsys-mount works on it (pid {pid})"),
+        format!("another fsys-mount works on it (pid {pid}{place})"),
         "nothing was changed; the mount that is there goes on",
         "use that mount (`fsys status`), or end it first (`fsys umount`)",
     )
@@ -349,8 +390,14 @@ mod tests {
         let e = Layout::open(dir.path()).unwrap_err();
         assert_eq!(e.exit, Exit::Busy);
         assert!(e.why.contains(&format!("pid {}", std::process::id())), "{e}");
-        assert_eq!(Layout::inspect(dir.path()).unwrap().unwrap().holder(), Some(std::process::id()));
+        assert_eq!(Layout::inspect(dir.path()).unwrap().unwrap().holder().unwrap().pid, std::process::id());
+        let note = first.note().unwrap().unwrap();
+        note.write(Some(("0:77", Path::new("/mnt/a b\nc")))).unwrap();
         drop(first);
+        let holder = Layout::inspect(dir.path()).unwrap().unwrap().holder().cloned().unwrap();
+        assert_eq!((holder.device.as_str(), holder.mountpoint.as_path()), ("0:77", Path::new("/mnt/a b\nc")));
+        assert!(Layout::open(dir.path()).unwrap_err().why.contains("mounted on /mnt/a b"));
+        drop(note);
         assert_eq!(Layout::inspect(dir.path()).unwrap().unwrap().holder(), None);
         Layout::open(dir.path()).unwrap();
     }

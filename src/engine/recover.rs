@@ -80,7 +80,7 @@ pub fn recover(layout: &Layout, dry_run: bool) -> Result<Report> {
     if !dry_run && !layout.is_locked() {
         return Err(failed("the lock is not held"));
     }
-    let mut report = Report { dry_run, daemon: layout.holder(), ..Report::default() };
+    let mut report = Report { dry_run, daemon: layout.holder().map(|h| h.pid), ..Report::default() };
     scan(layout, &mut report).map_err(failed)?;
     if !dry_run && !report.removed.is_empty() {
         let staging = layout.staging();

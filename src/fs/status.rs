@@ -38,6 +38,7 @@ impl Fs {
             reflink: probe.reflink,
             policy: config.policies.base,
             rules: config.policies.rules.len(),
+            settings: config.settings(),
             oldest_uncommitted_ms: e.oldest_uncommitted_ms(),
             ops_per_batch_x100: counters.batched_ops * 100 / counters.batches.max(1),
             commit_latency: e.commit_latency.summary(),

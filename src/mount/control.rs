@@ -4,6 +4,7 @@
 //! directory that only its owner enters; the peer's credentials are checked besides. A client cannot wedge the
 //! daemon: requests are bounded in size and time, connections in number.
 
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,9 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::Event;
+use super::table::Mounted;
 use super::volume::Volume;
 use crate::error::{Error, Exit, Result};
 use crate::telemetry::{PathReport, Status};
@@ -26,6 +29,10 @@ const REQUEST_MAX: usize = 32 << 10;
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// Connections served at the same time.
 const CONNECTIONS_MAX: usize = 16;
+/// Longest time that a drain may be asked for.
+const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
+/// After an accept(2) that failed, for want of descriptors perhaps, the next is tried after this time.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +81,18 @@ pub fn socket_dirs(user: u32) -> Vec<PathBuf> {
     vec![runtime.join("fsys-mount"), PathBuf::from(format!("/tmp/fsys-mount-{user}"))]
 }
 
+/// Removes the socket that the daemon of a dead `mount` left; call it while the mount still holds its number.
+pub fn remove_left(mount: &Mounted) {
+    for dir in socket_dirs(mount.user.unwrap_or(0)) {
+        match std::fs::remove_file(dir.join(&mount.device)) {
+            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                tracing::warn!("cannot remove the socket of a dead mount in {}: {e}", dir.display());
+            }
+            _ => {}
+        }
+    }
+}
+
 /// The directory for this user's sockets and logs, made when missing.
 ///
 /// # Errors
@@ -106,9 +125,13 @@ fn me() -> u32 {
 }
 
 /// Serves until it is dropped; then the socket is removed.
+///
+/// The kernel gives a device number away again as soon as the mount is gone, before its daemon is. So the name
+/// may be another daemon's by then: a socket is removed by its inode, under a lock on the directory.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
+    inode: u64,
 }
 
 impl Server {
@@ -117,24 +140,41 @@ impl Server {
     /// # Errors
     /// The socket cannot be made.
     pub fn start(device: &str, volume: Arc<dyn Volume>, events: Sender<Event>) -> io::Result<Self> {
-        let path = own_dir()?.join(device);
-        // The device number is ours now, so a socket of that name is what a killed daemon left.
+        let dir = own_dir()?;
+        let path = dir.join(device);
+        let _lock = lock(&dir)?;
+        // The device number is ours now, so a socket of that name belongs to a daemon that is gone or ending.
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             _ => {}
         }
         let listener = UnixListener::bind(&path)?;
+        let inode = std::fs::symlink_metadata(&path)?.ino();
         std::thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &volume, &events))?;
-        Ok(Self { path })
+        Ok(Self { path, inode })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_file(&self.path) {
+        let remove = || -> io::Result<()> {
+            let _lock = lock(self.path.parent().unwrap_or(Path::new("/")))?;
+            match std::fs::symlink_metadata(&self.path) {
+                Ok(meta) if meta.ino() == self.inode => std::fs::remove_file(&self.path),
+                _ => Ok(()),
+            }
+        };
+        if let Err(e) = remove() {
             tracing::warn!("cannot remove the control socket {}: {e}", self.path.display());
         }
     }
+}
+
+/// Held while a name in the directory is checked and changed.
+fn lock(dir: &Path) -> io::Result<File> {
+    let dir = File::open(dir)?;
+    rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
+    Ok(dir)
 }
 
 fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, events: &Sender<Event>) {
@@ -144,23 +184,38 @@ fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, events: &Sender<Eve
             Ok(stream) => stream,
             Err(e) => {
                 tracing::warn!("control socket: {e}");
+                std::thread::sleep(ACCEPT_PAUSE);
                 continue;
             }
         };
-        if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+        let Some(slot) = Slot::take(&open) else {
             answer(&stream, &Answer::Error(refused("too many requests at the same time", "try again")));
-            open.fetch_sub(1, Ordering::Relaxed);
             continue;
-        }
-        let (volume, events, mine) = (volume.clone(), events.clone(), open.clone());
+        };
+        let (volume, events) = (volume.clone(), events.clone());
         let serve = move || {
+            let _slot = slot;
             serve(stream, &*volume, &events);
-            mine.fetch_sub(1, Ordering::Relaxed);
         };
         if let Err(e) = std::thread::Builder::new().name("control-client".into()).spawn(serve) {
-            open.fetch_sub(1, Ordering::Relaxed);
             tracing::warn!("control socket: {e}");
         }
+    }
+}
+
+/// One of [`CONNECTIONS_MAX`] places; given back when dropped, also by a panic.
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(open: &Arc<AtomicUsize>) -> Option<Self> {
+        let slot = Self(open.clone());
+        (open.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX).then_some(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -225,7 +280,7 @@ fn handle(request: Request, volume: &dyn Volume) -> Answer {
                 )),
             }
         }
-        Request::Drain { timeout_ms } => match volume.drain(Duration::from_millis(timeout_ms)) {
+        Request::Drain { timeout_ms } => match volume.drain(Duration::from_millis(timeout_ms).min(DRAIN_MAX)) {
             Ok(()) => Answer::Done,
             Err(e) => Answer::Error(not_drained(&e)),
         },
@@ -245,7 +300,7 @@ pub fn not_drained(e: &super::volume::DrainError) -> Error {
     )
 }
 
-/// Sends an answer; a client that is gone or does not read is given up after [`REQUEST_TIME`].
+/// Sends an answer; a client that is gone or does not read is given up after 5 s.
 pub fn answer(mut stream: &UnixStream, reply: &Answer) {
     let mut send = || -> io::Result<()> {
         let mut line = serde_json::to_vec(reply)?;
@@ -327,10 +382,13 @@ mod tests {
     #[test]
     fn a_socket_that_a_kill_left_is_replaced() {
         let (first, _a, path) = server("left");
-        std::mem::forget(first);
-        let (_second, _b, same) = server("left");
+        let (second, _b, same) = server("left");
         assert_eq!(path, same);
+        // One that ends late does not take the name from the one that has it now.
+        drop(first);
         assert!(matches!(ask(&path, b"\"status\"\n"), Answer::Status(_)));
+        drop(second);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -148,14 +148,22 @@ pub fn start_log(options: &Options, to: Option<&Path>, background: bool) -> Resu
         let nofollow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
         let mut open = OpenOptions::new();
         let file = open.create(true).append(true).mode(0o600).custom_flags(nofollow).open(path);
-        let unusable = |e| failed(&format!("cannot write the log {}", path.display()), e);
+        let unusable = |e| {
+            let mut e = failed(&format!("cannot write the log {}", path.display()), e);
+            (e.exit, e.action) = (Exit::System, "correct the path, or choose another with -o log_file=FILE".into());
+            e
+        };
         let file = file.map_err(unusable)?;
         if background {
             rustix::stdio::dup2_stderr(&file).map_err(|e| unusable(e.into()))?;
         }
         writer = BoxMakeWriter::new(Mutex::new(file));
     }
-    let level = options.log.as_deref().unwrap_or("info");
+    let level = match options.log.as_deref().unwrap_or("info") {
+        // Below debug, what the FUSE library has to say is not for the people who run this.
+        level @ ("debug" | "trace") => level.to_owned(),
+        level => format!("{level},fuser=error"),
+    };
     let log = tracing_subscriber::fmt().with_env_filter(level).with_writer(writer).with_ansi(false);
     log.try_init().map_err(|e| failed("cannot start the log", e))
 }

@@ -49,7 +49,9 @@ pub fn launch(l: Launch) -> Result<(Arc<dyn Volume>, Box<dyn Session>)> {
     })?;
     let config = fuse_config(&l.fuse, l.root, l.config.limits.threads);
     let mounted = Mounted::start(fs.clone(), l.mountpoint, &config).map_err(|e| {
-        drop(fs.engine().shutdown(Duration::ZERO));
+        if let Err(left) = fs.engine().shutdown(Duration::ZERO) {
+            tracing::debug!(left, "nothing was mounted, so nothing can be left");
+        }
         refused(
             "cannot mount",
             l.mountpoint,
@@ -76,6 +78,8 @@ fn fuse_config(o: &FuseOptions, root: &Path, threads: usize) -> FuseConfig {
     let mut options = vec![
         MountOption::FSName(fsname),
         MountOption::Subtype(SUBTYPE.into()),
+        // fuser passes the subtype on to fusermount3 only; mounting by itself, it drops it.
+        MountOption::CUSTOM(format!("subtype={SUBTYPE}")),
         // The kernel checks permissions, with the caller's groups, before a request gets here.
         MountOption::DefaultPermissions,
     ];

@@ -8,6 +8,7 @@ pub mod check;
 pub mod control;
 pub mod daemon;
 pub mod launch;
+pub mod process;
 pub mod table;
 pub mod unmount;
 pub mod volume;
@@ -18,13 +19,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use rustix::process::Resource;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::Config;
 use crate::config::options::Options;
-use crate::engine::layout::Layout;
+use crate::engine::layout::{Holder, Layout, LockNote};
 use crate::engine::recover::recover;
 use crate::error::{Errno, Error, Exit, Result};
 use control::{Answer, Server, answer, not_drained};
@@ -36,6 +38,8 @@ use volume::{Launch, Launcher, Session, Volume};
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// A drain before an unmount may take this long.
 const DRAIN_TIME: Duration = Duration::from_secs(60);
+/// A daemon that is ending is waited for this long.
+const ENDING_TIME: Duration = Duration::from_secs(10);
 /// After a detach, programs may use their open files this long.
 const GRACE_TIME: Duration = Duration::from_secs(10);
 
@@ -93,35 +97,34 @@ pub fn run(mut request: Request, launcher: Launcher) -> Result<Exit> {
     let to = if background { Some(log.as_path()) } else { request.options.log_file.as_deref() };
     let started = daemon::start_log(&request.options, to, background);
     let result = started.and_then(|()| serve(&request, config, launcher, &mut starter));
-    if let Err(e) = &result {
-        starter.failed(e);
+    match result {
+        // The parent says it; here it belongs into the log.
+        Err(e) if background => {
+            tracing::error!("{e}");
+            starter.failed(&e);
+            Ok(e.exit)
+        }
+        result => result,
     }
-    result
 }
 
 fn serve(request: &Request, config: Config, launcher: Launcher, starter: &mut Starter) -> Result<Exit> {
     let place = check::place(&request.backing, &request.mountpoint)?;
     place.notes.iter().for_each(|n| starter.note(n));
-    let layout = Layout::open(&place.backing)?;
+    let layout = lock(&place.backing)?;
+    let note = layout.note().map_err(|e| system("cannot keep the lock", e))?;
     let report = recover(&layout, false)?;
     if !report.is_clean() {
         starter.note(&format!("recovery of {}: {report}", place.backing.display()));
     }
     let (events, inbox) = mpsc::channel();
     watch_signals(events.clone())?;
-    // A daemon must not keep a directory busy that it merely was started in.
-    rustix::process::chdir("/").map_err(|e| system("cannot change to /", e))?;
+    prepare_process()?;
     let (root, mountpoint) = (place.backing.as_path(), place.mountpoint.as_path());
     let (volume, session) = launcher(Launch { root, mountpoint, config, fuse: request.options.fuse.clone(), layout })?;
     watch_session(session, events.clone())?;
     let mut running = Running { mountpoint: place.mountpoint.clone(), device: String::new(), volume, inbox };
-    match answering(&place.mountpoint) {
-        Ok(mounted) => running.device = mounted.device,
-        Err(e) => {
-            running.give_up();
-            return Err(e);
-        }
-    }
+    running.come_up(&place, note.as_ref())?;
     let server = Server::start(&running.device, running.volume.clone(), events)
         .map_err(|e| starter.note(&format!("`fsys` will not reach this mount: {e}")))
         .ok();
@@ -137,6 +140,17 @@ fn serve(request: &Request, config: Config, launcher: Launcher, starter: &mut St
     Ok(exit)
 }
 
+/// Makes the process independent of who started it.
+fn prepare_process() -> Result<()> {
+    // A daemon must not keep a directory busy that it merely was started in.
+    rustix::process::chdir("/").map_err(|e| system("cannot change to /", e))?;
+    // Modes come from the callers, their umask already applied.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: files.maximum, maximum: files.maximum };
+    rustix::process::setrlimit(Resource::Nofile, raised).map_err(|e| system("cannot raise the limit of open files", e))
+}
+
 fn watch_signals(events: Sender<Event>) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| system("cannot watch for signals", e))?;
     spawn("signals", move || {
@@ -150,8 +164,10 @@ fn watch_signals(events: Sender<Event>) -> Result<()> {
 
 fn watch_session(session: Box<dyn Session>, events: Sender<Event>) -> Result<()> {
     spawn("session", move || {
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| session.wait()));
+        let ended = ended.unwrap_or_else(|_| Err(std::io::Error::other("it panicked")));
         // Fails only when the life cycle is over already.
-        events.send(Event::Ended(session.wait())).unwrap_or_default();
+        events.send(Event::Ended(ended)).unwrap_or_default();
     })
 }
 
@@ -160,8 +176,36 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
     thread.map(|_| ()).map_err(|e| system("cannot start a thread", e))
 }
 
+/// Opens and locks `.fsys/`. A daemon whose mount is gone is ending; it is waited for, so that a mount right
+/// after an umount(8) succeeds.
+fn lock(backing: &Path) -> Result<Layout> {
+    let busy = match Layout::open(backing) {
+        Err(e) if e.exit == Exit::Busy => e,
+        result => return result,
+    };
+    let holder = Layout::inspect(backing)?.and_then(|l| l.holder().cloned());
+    match holder {
+        Some(holder) if is_ending(&holder) => {
+            if let Err(e) = process::wait_gone(holder.pid, ENDING_TIME) {
+                tracing::warn!("the daemon that is ending (pid {}) is not gone: {e}", holder.pid);
+            }
+            Layout::open(backing)
+        }
+        Some(_) => Err(busy),
+        None => Layout::open(backing),
+    }
+}
+
+/// It mounted once, and nothing is mounted from it any more.
+fn is_ending(holder: &Holder) -> bool {
+    let mounts = table::read().unwrap_or_default();
+    let its = |m: &Mounted| m.is_fsys() && m.device == holder.device && m.mountpoint == holder.mountpoint;
+    !holder.device.is_empty() && !mounts.iter().any(its)
+}
+
 /// Waits until the mount is in the kernel's table and its root can be looked at.
-fn answering(mountpoint: &Path) -> Result<Mounted> {
+fn answering(place: &check::Place) -> Result<Mounted> {
+    let mountpoint = place.mountpoint.as_path();
     let (sender, answer) = mpsc::channel();
     let path = mountpoint.to_owned();
     // In a thread of its own: a mount that does not answer would hold this one for ever.
@@ -176,10 +220,14 @@ fn answering(mountpoint: &Path) -> Result<Mounted> {
         Err(_) => return Err(failed(&format!("no answer in {} s", ANSWER_TIME.as_secs()))),
     }
     let mounts = table::read().map_err(|e| failed(&e))?;
-    match table::at(&mounts, mountpoint).filter(|m| m.is_fsys()) {
-        Some(mounted) => Ok(mounted.clone()),
-        None => Err(failed(&"it is not in the kernel's table of mounts")),
+    let Some(mounted) = table::at(&mounts, mountpoint).filter(|m| m.is_fsys()) else {
+        return Err(failed(&"it is not in the kernel's table of mounts"));
+    };
+    // Shared bind mounts can carry it there, where the daemon would wait for itself.
+    if mounts.iter().any(|m| m.device == mounted.device && m.mountpoint.starts_with(&place.backing)) {
+        return Err(failed(&"it also appeared inside the backing directory, by a shared bind mount"));
     }
+    Ok(mounted.clone())
 }
 
 struct Running {
@@ -190,9 +238,24 @@ struct Running {
 }
 
 impl Running {
+    /// Makes sure that the mount answers, or takes it away again.
+    fn come_up(&mut self, place: &check::Place, note: Option<&LockNote>) -> Result<()> {
+        match answering(place) {
+            Ok(mounted) => self.device = mounted.device,
+            Err(e) => {
+                self.give_up();
+                return Err(e);
+            }
+        }
+        if let Some(Err(e)) = note.map(|n| n.write(Some((&self.device, &self.mountpoint)))) {
+            tracing::warn!("cannot note the mount in the lock file: {e}");
+        }
+        Ok(())
+    }
+
     /// Serves until a signal, an unmount or a request ends it; the client is the one that asked for it.
     fn until_end(&mut self) -> (Exit, Option<UnixStream>) {
-        let mut asked_by = None;
+        let (mut asked_by, mut broken) = (None, false);
         while let Ok(event) = self.inbox.recv() {
             match event {
                 Event::Signal(SIGHUP) => tracing::info!("SIGHUP: ignored; the configuration is read when mounting"),
@@ -202,10 +265,8 @@ impl Running {
                     break;
                 }
                 Event::Ended(result) => {
-                    match result {
-                        Ok(()) => tracing::info!("{} was unmounted", self.mountpoint.display()),
-                        Err(e) => tracing::error!("the session ended: {e}"),
-                    }
+                    broken = result.is_err();
+                    self.log_end(result);
                     break;
                 }
                 Event::Stop { lazy, client } => match self.stop_by_request(lazy) {
@@ -224,7 +285,16 @@ impl Running {
         if exit == Exit::Degraded {
             tracing::error!("ended {}: {}", status.health, status.reason);
         }
-        (exit, asked_by)
+        (if broken { Exit::Internal } else { exit }, asked_by)
+    }
+
+    /// A session that broke leaves its mount behind, dead: it is taken away.
+    fn log_end(&self, result: std::io::Result<()>) {
+        match result.map_err(|e| (e, self.unmount(true))) {
+            Ok(()) => tracing::info!("{} was unmounted", self.mountpoint.display()),
+            Err((e, Ok(()))) => tracing::error!("the session broke: {e}; the mount is detached"),
+            Err((e, Err(left))) => tracing::error!("the session broke: {e}; the mount is dead, detach it: {left}"),
+        }
     }
 
     /// A signal cannot be refused: what is in use is detached.

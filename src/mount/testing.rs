@@ -25,6 +25,7 @@ pub fn status() -> Status {
         reflink: false,
         policy: Policy::default(),
         rules: 0,
+        settings: Vec::new(),
         oldest_uncommitted_ms: 0,
         ops_per_batch_x100: 0,
         commit_latency: LatencySummary::default(),

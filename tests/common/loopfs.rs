@@ -1,0 +1,132 @@
+//! A real filesystem of its own for each test, on a loop device over a sparse image in memory.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::{fresh_dir, is_mounted, run, run_text, wait_until};
+
+/// The filesystems that the tests know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Ext4,
+    Xfs,
+    Btrfs,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 3] = [Kind::Ext4, Kind::Xfs, Kind::Btrfs];
+
+    /// The kind with this name.
+    pub fn named(name: &str) -> Kind {
+        match name {
+            "ext4" => Kind::Ext4,
+            "xfs" => Kind::Xfs,
+            "btrfs" => Kind::Btrfs,
+            other => panic!("unknown filesystem {other}: ext4, xfs or btrfs"),
+        }
+    }
+
+    /// Its name, as mkfs and mount know it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Ext4 => "ext4",
+            Kind::Xfs => "xfs",
+            Kind::Btrfs => "btrfs",
+        }
+    }
+
+    fn mkfs(self) -> Command {
+        let mut command = Command::new(format!("mkfs.{}", self.name()));
+        match self {
+            Kind::Ext4 => command.args(["-q", "-F"]),
+            Kind::Xfs => command.args(["-q", "-f"]),
+            Kind::Btrfs => command.args(["-q"]),
+        };
+        command
+    }
+}
+
+/// A mounted filesystem; unmounted, detached and deleted when dropped, in a panic too.
+pub struct LoopFs {
+    kind: Kind,
+    image: PathBuf,
+    dir: PathBuf,
+    device: String,
+}
+
+impl LoopFs {
+    /// Makes a filesystem of `size_mb` (sparse; XFS needs 300) and mounts it.
+    pub fn new(kind: Kind, size_mb: u64) -> LoopFs {
+        Self::with_options(kind, size_mb, &[])
+    }
+
+    /// The same with mount options.
+    pub fn with_options(kind: Kind, size_mb: u64, options: &[&str]) -> LoopFs {
+        let images = std::env::var_os("FSYS_TEST_IMAGES").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
+        let dir = fresh_dir(kind.name());
+        let unique = dir.file_name().expect("a name").to_string_lossy().into_owned();
+        let image = images.join(format!("{unique}.img"));
+        // From here on Drop cleans up whatever exists already.
+        let mut fs = LoopFs { kind, image, dir, device: String::new() };
+        let file = File::create(&fs.image).expect("image");
+        file.set_len(size_mb.max(300) << 20).expect("size of the image");
+        run(kind.mkfs().arg(&fs.image));
+        let mut list = vec!["loop"];
+        list.extend(options);
+        // `-o loop` gives a device that frees itself with the last user, so a crash of the test leaves none.
+        // Another process may take the free device first; then mount(8) fails and the next try finds another.
+        let mounted = wait_until(Duration::from_secs(20), || {
+            let mut mount = Command::new("mount");
+            mount.args(["-t", kind.name(), "-o", &list.join(",")]).args([&fs.image, &fs.dir]);
+            mount.output().is_ok_and(|o| o.status.success())
+        });
+        assert!(mounted, "cannot mount {} on {}", fs.image.display(), fs.dir.display());
+        let source = run_text(Command::new("findmnt").args(["-n", "-o", "SOURCE", "--mountpoint"]).arg(&fs.dir));
+        source.trim().trim_start_matches("/dev/").clone_into(&mut fs.device);
+        fs
+    }
+
+    /// What filesystem it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its root directory.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A new directory in it.
+    pub fn subdir(&self, name: &str) -> PathBuf {
+        let path = self.dir.join(name);
+        fs::create_dir(&path).expect("subdirectory");
+        path
+    }
+
+    /// Device flushes so far, as the block layer counts them (16th column of the device's stat file).
+    pub fn flushes(&self) -> u64 {
+        let path = format!("/sys/block/{}/stat", self.device);
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        text.split_whitespace().nth(15).and_then(|n| n.parse().ok()).expect("a flush column")
+    }
+}
+
+impl Drop for LoopFs {
+    fn drop(&mut self) {
+        if is_mounted(&self.dir) {
+            // A process that was just killed may hold it for another moment.
+            let gone = wait_until(Duration::from_secs(10), || {
+                Command::new("umount").arg(&self.dir).output().is_ok_and(|o| o.status.success())
+            });
+            if !gone {
+                eprintln!("{} is busy: lazy unmount", self.dir.display());
+                let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
+            }
+        }
+        let _ = fs::remove_dir(&self.dir);
+        let _ = fs::remove_file(&self.image);
+    }
+}
