@@ -10,6 +10,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
@@ -130,18 +132,16 @@ impl Filesystem for Served {
 pub struct Device {
     // Dropped in this order: the loop device lets go of the file before its server goes.
     loop_dev: LoopDevice,
-    session: Option<BackgroundSession>,
+    server: Option<Server>,
 }
 
 impl Device {
     /// `dir` is an empty directory to serve the file in.
     pub fn new(disk: &Disk, dir: &Path) -> io::Result<Self> {
-        let mut config = Config::default();
-        config.mount_options = vec![MountOption::FSName("crash-disk".into())];
-        let session = Session::new(Served(disk.clone()), dir, &config)?.spawn()?;
+        let server = Server::start(disk.clone(), dir.to_path_buf())?;
         let file = OpenOptions::new().read(true).write(true).open(dir.join(NAME))?;
         let loop_dev = LoopDevice::attach(&file)?;
-        Ok(Self { loop_dev, session: Some(session) })
+        Ok(Self { loop_dev, server: Some(server) })
     }
 
     pub fn path(&self) -> &Path {
@@ -158,10 +158,53 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         self.loop_dev.detach();
-        if let Some(session) = self.session.take() {
-            let _ = session.umount_and_join();
+        if let Some(server) = self.server.take() {
+            server.stop();
         }
     }
+}
+
+/// The FUSE session in a thread with a descriptor table of its own. When the test is killed in the middle of I/O on
+/// the device, the connection ends with this thread; in a shared table it would stay open as long as any thread waits
+/// for that I/O, which is for ever.
+struct Server {
+    stop: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    fn start(disk: Disk, dir: PathBuf) -> io::Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let (tell, started) = mpsc::channel();
+        let thread = std::thread::spawn(move || match serve(disk, &dir) {
+            Ok(session) => {
+                tell.send(Ok(())).unwrap();
+                // Also when the sender is gone.
+                let _ = stopped.recv();
+                let _ = session.umount_and_join();
+            }
+            Err(e) => tell.send(Err(e)).unwrap(),
+        });
+        started.recv().unwrap()?;
+        Ok(Self { stop, thread })
+    }
+
+    fn stop(self) {
+        drop(self.stop);
+        let _ = self.thread.join();
+    }
+}
+
+fn serve(disk: Disk, dir: &Path) -> io::Result<BackgroundSession> {
+    // SAFETY: nothing in this thread has or uses a descriptor yet but the standard ones, which it keeps.
+    unsafe {
+        if libc::unshare(libc::CLONE_FILES) != 0 || libc::close_range(3, libc::c_uint::MAX, 0) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    let mut config = Config::default();
+    config.mount_options = vec![MountOption::FSName("crash-disk".into())];
+    Session::new(Served(disk), dir, &config)?.spawn()
 }
 
 struct LoopDevice {

@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::model::{Kind, Violation};
 
 /// A mount over a backing directory. Dropped without [`Daemon::unmount`]: killed, as nothing else is left to do.
 pub struct Daemon {
     pid: i32,
+    process: OwnedFd,
     mountpoint: PathBuf,
     mounted: bool,
 }
@@ -29,8 +33,9 @@ impl Daemon {
             .unwrap();
         assert!(out.status.success(), "fsys-mount: {}", said(&out));
         let lock = fs::read_to_string(backing.join(".fsys/lock")).unwrap();
-        let pid = lock.split_whitespace().next().unwrap().parse().unwrap_or_else(|e| panic!("pid in {lock:?}: {e}"));
-        Self { pid, mountpoint: mountpoint.into(), mounted: true }
+        let pid: i32 = lock.split_whitespace().next().unwrap().parse().unwrap_or_else(|e| panic!("pid in {lock:?}: {e}"));
+        let process = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+        Self { pid, process, mountpoint: mountpoint.into(), mounted: true }
     }
 
     pub fn path(&self) -> &Path {
@@ -42,15 +47,25 @@ impl Daemon {
         let out = tool().arg("umount").arg(&self.mountpoint).output().unwrap();
         assert!(out.status.success(), "fsys umount: {}", said(&out));
         self.mounted = false;
+        self.wait_gone();
+    }
+}
+
+impl Daemon {
+    /// Until the process has ended and with it let go of the backing directory.
+    fn wait_gone(&self) {
+        let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&self.process, PollFlags::IN)];
+        assert_eq!(poll(&mut fds, Some(&timeout)), Ok(1), "the daemon {} does not end", self.pid);
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
         if self.mounted {
-            // SAFETY: no memory is passed; this is the daemon that we started, and nobody else reaps it.
-            unsafe { libc::kill(self.pid, libc::SIGKILL) };
+            let _ = pidfd_send_signal(&self.process, Signal::KILL);
             let _ = unmount(&self.mountpoint, UnmountFlags::FORCE | UnmountFlags::DETACH);
+            self.wait_gone();
         }
     }
 }
