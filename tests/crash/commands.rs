@@ -66,7 +66,8 @@ impl Commands {
             }
             run(&mut git_command(root, &["rev-list", "--count", "HEAD"]))?
         } else {
-            let text = run(&mut sqlite_command(root, "pragma integrity_check; select count(*) from t; select max(n) from t"))?;
+            let text =
+                run(&mut sqlite_command(root, "pragma integrity_check; select count(*) from t; select max(n) from t"))?;
             let lines: Vec<&str> = text.lines().collect();
             match lines[..] {
                 ["ok", count, max] if count == max => count.to_string(),
@@ -87,7 +88,9 @@ impl Commands {
 }
 
 impl Workload for Commands {
-    fn prepare(&mut self, _rig: &Rig, root: &Path, _rng: &mut Rng) {
+    fn prepare(&mut self, rig: &Rig, root: &Path, _rng: &mut Rng) {
+        // The case `programs first-mount` is about a first one.
+        Daemon::mount(root, &rig.dir("mnt"), "").unmount();
         match self.program {
             Program::SqliteDelete => drop(sqlite(root, "create table t(n, b); insert into t values(1, 'first')")),
             Program::SqliteWal => {
@@ -152,7 +155,7 @@ fn git_command(at: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("git");
     command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null");
     command.arg("-C").arg(at.join("repo"));
-    command.args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "core.fsync=all", "-c", "gc.auto=0"]);
+    command.args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "core.fsync=all", "-c", "gc.auto=0", "-c", "maintenance.auto=false"]);
     command.args(["-c", "safe.directory=*"]).args(args);
     command
 }
@@ -164,5 +167,9 @@ fn git(at: &Path, args: &[&str]) {
 fn run(command: &mut Command) -> Result<String, String> {
     let out: Output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    if out.status.success() { Ok(text) } else { Err(format!("{} {text}{}", out.status, String::from_utf8_lossy(&out.stderr))) }
+    if out.status.success() {
+        Ok(text)
+    } else {
+        Err(format!("{} {text}{}", out.status, String::from_utf8_lossy(&out.stderr)))
+    }
 }

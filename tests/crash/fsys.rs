@@ -33,7 +33,8 @@ impl Daemon {
             .unwrap();
         assert!(out.status.success(), "fsys-mount: {}", said(&out));
         let lock = fs::read_to_string(backing.join(".fsys/lock")).unwrap();
-        let pid: i32 = lock.split_whitespace().next().unwrap().parse().unwrap_or_else(|e| panic!("pid in {lock:?}: {e}"));
+        let pid: i32 =
+            lock.split_whitespace().next().unwrap().parse().unwrap_or_else(|e| panic!("pid in {lock:?}: {e}"));
         let process = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
         Self { pid, process, mountpoint: mountpoint.into(), mounted: true }
     }

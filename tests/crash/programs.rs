@@ -94,7 +94,15 @@ const ALL_NAMES: [&str; 5] = ["x", "y", "z", ".tmp", "sub"];
 
 impl Programs {
     pub fn new(through: Through, level: Level) -> Self {
-        Self { through, level, count: 3, operations: 12, initial: Tree::new(), order: Order::Directory, first_mount: false }
+        Self {
+            through,
+            level,
+            count: 3,
+            operations: 12,
+            initial: Tree::new(),
+            order: Order::Directory,
+            first_mount: false,
+        }
     }
 
     fn dirs(n: usize) -> [String; 2] {

@@ -132,8 +132,9 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if let Err(e) = unmount(&self.at, UnmountFlags::empty()) {
-            eprintln!("unmount {}: {e}; detaching it", self.at.display());
             let _ = unmount(&self.at, UnmountFlags::DETACH);
+            // Whoever holds it would go on writing to the disk under the next state.
+            assert!(std::thread::panicking(), "unmount {}: {e}", self.at.display());
         }
     }
 }
