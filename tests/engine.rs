@@ -109,12 +109,15 @@ impl Rig {
         let first = self.create("opens-the-batch");
         self.write(&first, b"x").unwrap();
         let (go, hold) = mpsc::channel::<()>();
+        let (entered, running) = mpsc::channel();
         let (tx, rx) = mpsc::channel();
         let t = tx.clone();
         self.engine.close(&first, Done::new(move |_| {
+            entered.send(()).unwrap();
             hold.recv().unwrap();
             t.send((usize::MAX, Ok(()))).unwrap();
         }));
+        running.recv_timeout(Duration::from_secs(60)).expect("the first is answered");
         for (i, h) in handles.iter().enumerate() {
             let t = tx.clone();
             self.engine.close(h, Done::new(move |r| t.send((i, r)).unwrap()));
@@ -305,7 +308,7 @@ fn a_failure_and_a_panic_are_isolated() {
                 r.write(&h, format!("new{i}").as_bytes()).unwrap();
                 h
             }).collect();
-            // The batch's own calls are counted from 0: `commit_together` clears what was seen before.
+            // The batch's own calls count from 0: `commit_together` forgets those before.
             r.rule(move |c, n| match (c == call && n == 2, panics) {
                 (true, true) => panic!("injected"),
                 (true, false) => Verdict::Fail(Errno::NOSPC),

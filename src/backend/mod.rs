@@ -195,11 +195,6 @@ impl Backing {
         self.root.as_fd()
     }
 
-    /// `.fsys/failed`.
-    pub fn failed_dir(&self) -> BorrowedFd<'_> {
-        self.failed.as_fd()
-    }
-
     /// Device number of the root: only files on it can be replaced.
     pub fn dev(&self) -> u64 {
         self.dev
@@ -345,19 +340,30 @@ impl Backing {
         self.link_fd(stage, dir, name)
     }
 
-    /// Publishes over an existing name: links the unnamed inode into `.fsys/staging`, renames it over the name.
-    pub fn replace(&self, stage: BorrowedFd<'_>, dir: impl AsFd, name: &OsStr) -> Result<(), Errno> {
+    /// A name in `.fsys/staging` that was never used.
+    pub fn temp_name(&self) -> String {
+        format!("{:016x}.stage", self.stage_seq.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Publishes over an existing name: links the unnamed inode as `temp` into `.fsys/staging`, renames it over the
+    /// name. On an error `temp` may stay; [`Backing::keep`] takes it from there, or the next recovery removes it.
+    pub fn replace(&self, stage: BorrowedFd<'_>, temp: &str, dir: impl AsFd, name: &OsStr) -> Result<(), Errno> {
         self.pass(Call::LinkStage)?;
-        let temp = format!("{:016x}.stage", self.stage_seq.fetch_add(1, Ordering::Relaxed));
         self.link_fd(stage, &self.staging, temp.as_ref())?;
-        let done = self.pass(Call::Publish).and_then(|_| rfs::renameat(&self.staging, temp.as_str(), dir, name));
-        if done.is_err() {
-            // Best effort: what stays is removed by the next recovery, which knows the name's form.
-            if let Err(e) = rfs::unlinkat(&self.staging, temp.as_str(), AtFlags::empty()) {
-                tracing::warn!(%temp, error = %e, "a staged version stays in .fsys/staging until the next mount");
+        self.pass(Call::Publish)?;
+        rfs::renameat(&self.staging, temp, dir, name)
+    }
+
+    /// Keeps a version that will not be published as `name` in `.fsys/failed`: moved there when it was linked as
+    /// `temp` already (an inode that lost its only name cannot get another), linked there otherwise.
+    pub fn keep(&self, stage: BorrowedFd<'_>, temp: Option<&str>, name: &str) -> Result<(), Errno> {
+        if let Some(temp) = temp {
+            match rfs::renameat(&self.staging, temp, &self.failed, name) {
+                Err(Errno::NOENT) => {}
+                r => return r,
             }
         }
-        done
+        self.link_fd(stage, &self.failed, name.as_ref())
     }
 
     /// Links an inode by descriptor.

@@ -162,7 +162,11 @@ impl Engine {
         let linked = if replaces { Err(Errno::EXIST) } else { self.backing.link_new(version.fd(), &dir, &place.name) };
         match linked {
             // Also when somebody made the name behind the mount: the last save wins, as with any rename.
-            Err(Errno::EXIST) => self.backing.replace(version.fd(), &dir, &place.name)?,
+            Err(Errno::EXIST) => {
+                let temp = self.backing.temp_name();
+                *version.temp.lock() = Some(temp.clone());
+                self.backing.replace(version.fd(), &temp, &dir, &place.name)?;
+            }
             r => r?,
         }
         place.dir.mark_changed();

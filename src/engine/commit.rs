@@ -307,7 +307,7 @@ impl Engine {
         let base: String = place.name.to_string_lossy().chars().filter(|c| !c.is_control()).take(48).collect();
         let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
         let name = format!("{stamp}-{base}");
-        let kept = self.backing.link_fd(version.fd(), self.backing.failed_dir(), name.as_ref());
+        let kept = self.backing.keep(version.fd(), version.temp.lock().as_deref(), &name);
         Counters::add(&self.counters.commit_failures, 1);
         let kept_as = match &kept {
             Ok(()) => name,

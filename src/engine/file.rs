@@ -37,6 +37,8 @@ pub struct Version {
     pub last_write_ms: AtomicU64,
     /// Highest byte accounted as staged.
     pub accounted: AtomicU64,
+    /// Its name in `.fsys/staging`, from the moment before it is published over another version.
+    pub temp: Mutex<Option<String>>,
     /// A write that failed and was not made good: the version is not what the program wanted.
     pub taint: Mutex<Option<(u64, Errno)>>,
 }
@@ -55,6 +57,7 @@ impl Version {
             caps: AtomicBool::new(false),
             last_write_ms: AtomicU64::new(0),
             accounted: AtomicU64::new(0),
+            temp: Mutex::new(None),
             taint: Mutex::new(None),
         }
     }

@@ -282,8 +282,10 @@ impl Engine {
                     return Access::Wait;
                 }
                 if let Some(v) = st.version.as_ref().filter(|v| v.writable && !Self::wants_stage(h, &st)) {
-                    let r = f(v, st.phase == Phase::Staged);
-                    let first = r.is_ok() && wrote && {
+                    let staged = st.phase == Phase::Staged;
+                    let r = f(v, staged);
+                    // A write that failed counts too: the close after it must not say that all is well.
+                    let first = (r.is_ok() || staged) && wrote && {
                         self.touched(&h.file, v);
                         h.mark_dirty()
                     };

@@ -24,8 +24,7 @@ impl Engine {
         let mut names_due = Instant::now() + interval;
         while stop.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
             let now = self.now_ms();
-            let due: Vec<_> = self.unsettled.lock().values().cloned().collect();
-            for file in due.iter().filter(|f| is_due(f, now, interval.as_millis() as u64)) {
+            for file in self.unsettled_files().iter().filter(|f| is_due(f, now, interval.as_millis() as u64)) {
                 self.commit_quietly(file);
             }
             if Instant::now() >= names_due {
@@ -63,11 +62,10 @@ impl Engine {
     pub fn drain(self: &Arc<Self>, limit: Duration) -> Result<(), u64> {
         let deadline = Instant::now() + limit;
         loop {
-            let files: Vec<_> = self.unsettled.lock().values().filter(|f| owes(f)).cloned().collect();
-            files.iter().for_each(|f| self.commit_quietly(f));
+            self.unsettled_files().iter().filter(|f| owes(f)).for_each(|f| self.commit_quietly(f));
             self.sync_names();
             let left = || {
-                let files = self.unsettled.lock().values().filter(|f| owes(f)).count();
+                let files = self.unsettled_files().iter().filter(|f| owes(f)).count();
                 files as u64 + self.dirty_dirs.lock().len() as u64 + self.counters.in_flight.load(Ordering::Relaxed)
             };
             if left() == 0 {
@@ -89,9 +87,8 @@ impl Engine {
     /// and stops all threads. Returns what could not be made durable in time.
     pub fn shutdown(self: &Arc<Self>, limit: Duration) -> Result<(), u64> {
         self.stop.lock().take();
-        let finished: Vec<_> =
-            self.unsettled.lock().values().filter(|f| f.state.read().unflushed == 0).cloned().collect();
-        finished.iter().for_each(|f| self.commit_quietly(f));
+        let files = self.unsettled_files();
+        files.iter().filter(|f| f.state.read().unflushed == 0).for_each(|f| self.commit_quietly(f));
         let drained = self.drain(limit);
         self.keep_unfinished();
         self.workers.stop();
@@ -105,7 +102,7 @@ impl Engine {
     }
 
     fn keep_unfinished(&self) {
-        for file in self.unsettled.lock().values() {
+        for file in self.unsettled_files() {
             let st = file.state.read();
             if let (Phase::Staged, Some(v), Some(place)) = (st.phase, &st.version, st.names.first()) {
                 self.keep_unfinished_version(v, place);
@@ -121,8 +118,12 @@ impl Engine {
             let since = st.version.as_ref().map_or(0, |v| v.dirty_ms.load(Ordering::Relaxed));
             if since == 0 { 0 } else { now.saturating_sub(since) }
         };
-        let files: Vec<_> = self.unsettled.lock().values().cloned().collect();
-        files.iter().map(age).max().unwrap_or(0)
+        self.unsettled_files().iter().map(age).max().unwrap_or(0)
+    }
+
+    /// A copy, so that no state is looked at while the set is locked: everywhere else the state comes first.
+    fn unsettled_files(&self) -> Vec<Arc<File>> {
+        self.unsettled.lock().values().cloned().collect()
     }
 }
 
