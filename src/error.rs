@@ -6,10 +6,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 pub use rustix::io::Errno;
 
 /// Exit codes of `fsys-mount` and `fsys`; the mount(8) codes where that page defines one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Exit {
     /// Done.
@@ -28,8 +30,14 @@ pub enum Exit {
     Degraded = 64,
 }
 
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
 /// An error for people: `what` failed, `why`, its `effect` on the data, the `action` to take.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
     /// What failed, with the path.
     pub what: String,

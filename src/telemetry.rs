@@ -156,6 +156,9 @@ pub struct Status {
     pub policy: crate::config::policy::Policy,
     /// Number of policy rules.
     pub rules: usize,
+    /// Limits and base policy, with the source of each value (`Config::settings`).
+    #[serde(default)]
+    pub settings: Vec<crate::config::keys::Setting>,
     /// Age of the oldest uncommitted write, in milliseconds; 0 when all is committed.
     pub oldest_uncommitted_ms: u64,
     /// Coalescing: operations per batch since the mount, times 100.

@@ -1,7 +1,14 @@
 //! The configuration: plain data, handed down.
+//!
+//! Values come from, later wins: the built-in defaults, the configuration file ([`file`]), the command line
+//! ([`options`]). Both set a value by its name ([`keys`]), and [`Config::sources`] remembers where it came from.
 
+pub mod file;
+pub mod keys;
+pub mod options;
 pub mod policy;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use policy::Policies;
@@ -57,4 +64,7 @@ pub struct Config {
     pub policies: Policies,
     /// Bounds and times.
     pub limits: Limits,
+    /// Where the limits and the values of the base policy come from, by name; what is not here is a built-in
+    /// default. A rule carries its own source.
+    pub sources: BTreeMap<&'static str, String>,
 }

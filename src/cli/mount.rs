@@ -1,0 +1,187 @@
+//! `fsys-mount`, and its mount(8) form under the name `mount.fsys`: what was typed, as a [`mount::Request`].
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser};
+
+use super::{EXIT_CODES, Output, finish, parse};
+use crate::config::options::{self, Options};
+use crate::error::{Error, Exit, Result};
+use crate::mount::volume::Launcher;
+use crate::mount::{self, Request};
+
+const EXAMPLES: &str = "Examples:
+  fsys-mount /data /mnt/fsys
+  fsys-mount -o durability=fsync,commit_interval_ms=2000 /data /mnt/fsys
+  fsys-mount -f --config /etc/fsys.toml -o log=debug /data /mnt/fsys
+  fsys-mount -o 'rule=*.db:mode=in-place' /data /mnt/fsys
+  fstab:  /data  /mnt/fsys  fsys  durability=close,nofail  0 0
+
+Options (-o), later ones win:
+  mode=auto|replace|in-place     how the content of a file is written
+  durability=always|close|fsync|relaxed   which calls wait until their work is durable
+  method=auto|sync|data|direct   how data reaches stable storage
+  restage_max_bytes=N            largest committed file that is copied when its writer goes on
+  rule=GLOB:KEY=VALUE[:...]      the four values above, for the paths that match
+  window_us=N batch_max=N queue_max=N commit_interval_ms=N pending_max=N
+  staging_max_bytes=N cache_ms=N threads=N      bounds and times
+  config=FILE  log=error|warn|info|debug|trace  log_file=FILE  fsname=NAME
+  ro rw allow_other allow_root dev nodev suid nosuid exec noexec atime noatime
+  sync                           the same as durability=always
+A comma inside a value is written `\\,`. What mount(8) and init systems add (nofail, x-...) is accepted.";
+
+const AFTER_HELP: &str = "Run `fsys-mount --help` for examples, the options and the exit codes.";
+
+/// `fsys-mount`: whole, durable and fast saves for unmodified programs.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fsys-mount",
+    version,
+    about = "Mount BACKING on MOUNTPOINT: every save is whole or not there, durable, and fast",
+    after_help = AFTER_HELP,
+    after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}")
+)]
+struct Args {
+    /// Stay in the foreground, log to standard error
+    #[arg(short = 'f', long)]
+    foreground: bool,
+    /// Options, separated by commas
+    #[arg(short = 'o', value_name = "OPT,...", action = ArgAction::Append)]
+    options: Vec<String>,
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The directory whose files are served
+    backing: PathBuf,
+    /// Where they are served
+    mountpoint: PathBuf,
+}
+
+/// The form in which mount(8) calls `mount.fsys` (mount(8), "External helpers").
+#[derive(Debug, Parser)]
+#[command(name = "mount.fsys", version, about = "The mount(8) form of fsys-mount", after_help = EXIT_CODES)]
+#[allow(clippy::struct_excessive_bools)] // the flags that mount(8) defines
+struct HelperArgs {
+    /// The backing directory
+    spec: PathBuf,
+    /// The mount point
+    dir: PathBuf,
+    /// Tolerate unknown options
+    #[arg(short = 's')]
+    sloppy: bool,
+    /// Check everything, mount nothing
+    #[arg(short = 'f')]
+    fake: bool,
+    /// Accepted: there is no mtab
+    #[arg(short = 'n')]
+    no_mtab: bool,
+    /// Say what was mounted
+    #[arg(short = 'v')]
+    verbose: bool,
+    /// Mount name space
+    #[arg(short = 'N', value_name = "NS")]
+    namespace: Option<String>,
+    /// Options, separated by commas
+    #[arg(short = 'o', value_name = "OPT,...", action = ArgAction::Append)]
+    options: Vec<String>,
+    /// Accepted: the type is fsys
+    #[arg(short = 't', value_name = "TYPE")]
+    kind: Option<String>,
+}
+
+/// The program `fsys-mount`; `launcher` starts the file system.
+pub fn main(launcher: Launcher) -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let helper = args.first().and_then(|name| Path::new(name).file_name()).is_some_and(|name| name == "mount.fsys");
+    let request = if helper {
+        parse::<HelperArgs>(args).map(|a| (a.verbose, a.request()))
+    } else {
+        parse::<Args>(args).map(|a| (false, a.request()))
+    };
+    let (verbose, request) = match request {
+        Ok(request) => request,
+        Err(code) => return code,
+    };
+    finish("fsys-mount", request.and_then(|r| run(r, verbose, launcher)))
+}
+
+fn run(request: Request, verbose: bool, launcher: Launcher) -> Result<Output> {
+    for name in &request.options.unknown {
+        eprintln!("fsys-mount: the unknown option `{name}` was ignored");
+    }
+    let done = format!("{} is mounted on {}", request.backing.display(), request.mountpoint.display());
+    let tell = verbose && !request.fake && !request.foreground;
+    let exit = mount::run(request, launcher)?;
+    Ok(Output { text: if tell { done } else { String::new() }, exit })
+}
+
+impl Args {
+    fn request(self) -> Result<Request> {
+        let mut options = understand(&self.options, false)?;
+        options.config_file = self.config.or(options.config_file);
+        let Self { foreground, backing, mountpoint, .. } = self;
+        Ok(Request { backing, mountpoint, options, foreground, fake: false })
+    }
+}
+
+impl HelperArgs {
+    fn request(self) -> Result<Request> {
+        if let Some(namespace) = self.namespace {
+            return Err(Error::new(
+                Exit::Usage,
+                format!("cannot mount in the name space {namespace}"),
+                "mount.fsys does not change name spaces",
+                "nothing was mounted",
+                "use `nsenter --mount=... fsys-mount BACKING MOUNTPOINT`",
+            ));
+        }
+        let options = understand(&self.options, self.sloppy)?;
+        Ok(Request { backing: self.spec, mountpoint: self.dir, options, foreground: false, fake: self.fake })
+    }
+}
+
+fn understand(lists: &[String], sloppy: bool) -> Result<Options> {
+    let words: Vec<_> = lists.iter().flat_map(|list| options::split(list)).collect();
+    Options::understand(&words, sloppy)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_consistent() {
+        Args::command().debug_assert();
+        HelperArgs::command().debug_assert();
+        let help = Args::command().render_long_help().to_string();
+        for key in crate::config::keys::POLICY.into_iter().chain(crate::config::keys::LIMITS) {
+            assert!(help.contains(key), "{key} is not in the help");
+        }
+        assert!(help.contains("Exit codes:") && help.contains("fstab:"));
+    }
+
+    #[test]
+    fn the_form_of_mount_8() {
+        let line = ["mount.fsys", "/data", "/mnt", "-sfnv", "-o", "rw,nofail,gizmo", "-t", "fsys"];
+        let request = HelperArgs::try_parse_from(line).unwrap().request().unwrap();
+        assert!(request.fake && request.options.unknown == ["gizmo"]);
+        assert_eq!((request.backing.as_path(), request.mountpoint.as_path()), (Path::new("/data"), Path::new("/mnt")));
+        let strict = HelperArgs::try_parse_from(["mount.fsys", "/data", "/mnt", "-o", "gizmo"]).unwrap();
+        assert_eq!(strict.request().unwrap_err().exit, Exit::Usage);
+        let inside = HelperArgs::try_parse_from(["mount.fsys", "/data", "/mnt", "-N", "7"]).unwrap();
+        assert!(inside.request().unwrap_err().action.contains("nsenter"));
+    }
+
+    #[test]
+    fn several_lists_are_one_and_the_flag_names_the_file() {
+        let line = ["fsys-mount", "-f", "-o", "ro,config=a", "-o", "threads=3", "--config", "b", "x", "y"];
+        let request = Args::try_parse_from(line).unwrap().request().unwrap();
+        assert!(request.foreground && request.options.fuse.read_only);
+        assert_eq!(request.options.config_file.as_deref(), Some(Path::new("b")));
+        assert_eq!(request.options.settings, [("threads".to_owned(), "3".to_owned())]);
+    }
+}

@@ -1,0 +1,137 @@
+//! `fsys status`: is it well, and what does it do.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Output;
+use super::client::{Daemon, find, strange};
+use crate::config::keys::BUILT_IN;
+use crate::error::{Exit, Result};
+use crate::mount::control::{Answer, Request};
+use crate::telemetry::Status;
+
+const EXAMPLE: &str = "Examples:
+  fsys status
+  fsys status --json /mnt/fsys | jq .health
+
+Exit code 0: healthy; 64: degraded or read-only, the reason is in the first line.";
+
+/// Show the health of a mount, in one line first, then what it does
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub struct Args {
+    /// For programs
+    #[arg(long)]
+    json: bool,
+    /// The mount; not needed when there is one
+    mount: Option<PathBuf>,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<Output> {
+    let mount = find(args.mount.as_deref())?;
+    match Daemon::of(&mount)?.ask(&Request::Status, Duration::ZERO)? {
+        Answer::Status(status) => {
+            let mut output = Output::new(args.json, &status, || words(&status))?;
+            if status.health != "healthy" {
+                output.exit = Exit::Degraded;
+            }
+            Ok(output)
+        }
+        other => Err(strange(&other)),
+    }
+}
+
+fn words(s: &Status) -> String {
+    let c = &s.counters;
+    let reason = if s.reason.is_empty() { "every save is whole and as durable as its policy says" } else { &s.reason };
+    let policy: Vec<_> = s.policy.values().iter().take(3).map(|(key, value)| format!("{key} {value}")).collect();
+    let reflink = if s.reflink { "with reflink" } else { "no reflink" };
+    let mut lines = vec![
+        format!("{}: {reason}", s.health),
+        row("mount", format!("{} on {}", s.backing, s.mountpoint)),
+        row("backing", format!("{}, {reflink}; flushed by {}", s.filesystem, s.flush_strategy)),
+        row("daemon", format!("pid {}, version {}", s.pid, s.version)),
+        row("policy", format!("{}; {} rule(s)", policy.join(", "), s.rules)),
+        row("set", set(s)),
+        row("uncommitted", uncommitted(s)),
+        row("commits", format!("{} done, {} failed, {} under way", c.commits, c.commit_failures, c.in_flight)),
+        row("in place", format!("{} synced, {} fallback(s)", c.in_place_syncs, c.in_place_fallbacks)),
+        row(
+            "coalescing",
+            format!(
+                "{}.{:02} per batch, largest {}",
+                s.ops_per_batch_x100 / 100,
+                s.ops_per_batch_x100 % 100,
+                c.batch_peak
+            ),
+        ),
+        row("latency", format!("commit {}; flush {}", latency(&s.commit_latency), latency(&s.flush_latency))),
+        row("open", format!("{} handle(s), {} inode(s) known", s.handles, s.inodes)),
+    ];
+    for f in &s.failed {
+        let kept = if f.kept_as.is_empty() { "not kept".into() } else { format!("kept as .fsys/failed/{}", f.kept_as) };
+        lines.push(row("failed", format!("{}: {} at {}; {kept}", f.path, f.error, f.failed_at)));
+    }
+    lines.join("\n")
+}
+
+fn row(title: &str, text: impl std::fmt::Display) -> String {
+    format!("  {title:<12} {text}")
+}
+
+/// What is not a built-in default.
+fn set(s: &Status) -> String {
+    let own = s.settings.iter().filter(|s| s.source != BUILT_IN);
+    let words: Vec<_> = own.map(|s| format!("{}={} ({})", s.key, s.value, s.source)).collect();
+    if words.is_empty() { "all values are built-in defaults".into() } else { words.join(", ") }
+}
+
+fn uncommitted(s: &Status) -> String {
+    match s.counters.staged_now {
+        0 => "nothing".into(),
+        n => {
+            format!("{n} version(s), {} bytes, the oldest for {} ms", s.counters.staged_bytes, s.oldest_uncommitted_ms)
+        }
+    }
+}
+
+fn latency(l: &crate::telemetry::LatencySummary) -> String {
+    if l.count == 0 {
+        return "not measured yet".into();
+    }
+    let ms = |us: u64| format!("{}.{:03} ms", us / 1000, us % 1000);
+    format!("median {}, 99 % within {}, longest {}", ms(l.p50_us), ms(l.p99_us), ms(l.max_us))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::keys::Setting;
+    use crate::mount::testing::status;
+    use crate::telemetry::FailedVersion;
+
+    #[test]
+    fn health_comes_first_and_failures_are_named() {
+        let mut s = status();
+        assert!(words(&s).starts_with("healthy: every save is whole"));
+        let (key, value, source) = ("threads".into(), "4".into(), "/etc/x.toml:3".into());
+        s.settings.push(Setting { key, value, source });
+        assert!(words(&s).contains("threads=4 (/etc/x.toml:3)"));
+        s.health = "degraded".into();
+        s.reason = "1 version could not be committed".into();
+        s.commit_latency.count = 1;
+        s.commit_latency.p50_us = 1250;
+        s.counters.staged_now = 2;
+        s.failed.push(FailedVersion {
+            path: "a/b".into(),
+            kept_as: "0001".into(),
+            failed_at: "flush".into(),
+            error: "no space left".into(),
+        });
+        let text = words(&s);
+        assert!(text.starts_with("degraded: 1 version could not be committed\n"), "{text}");
+        assert!(text.contains("a/b: no space left at flush; kept as .fsys/failed/0001"), "{text}");
+        assert!(text.contains("commit median 1.250 ms") && text.contains("2 version(s)"), "{text}");
+    }
+}

@@ -1,0 +1,279 @@
+//! The values by name: one table for the file, the command line and what is shown.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::Config;
+use super::policy::{Durability, Method, Policy, Rule, WriteMode};
+
+/// Names of the values of a policy.
+pub const POLICY: [&str; 4] = ["mode", "durability", "method", "restage_max_bytes"];
+
+/// Names of the limits.
+pub const LIMITS: [&str; 8] = [
+    "window_us",
+    "batch_max",
+    "queue_max",
+    "commit_interval_ms",
+    "pending_max",
+    "staging_max_bytes",
+    "cache_ms",
+    "threads",
+];
+
+/// Where a value comes from that nobody set.
+pub const BUILT_IN: &str = "built-in default";
+
+/// Why a value was not taken, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub why: String,
+    /// What to do.
+    pub action: String,
+}
+
+impl Refused {
+    fn new(why: String, action: impl Into<String>) -> Self {
+        Self { why, action: action.into() }
+    }
+
+    /// `name` is none of `known`; names the nearest one that is.
+    pub fn unknown<'a>(kind: &str, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        let known: Vec<_> = known.into_iter().collect();
+        let best = known
+            .iter()
+            .map(|k| (strsim::jaro_winkler(name, k), *k))
+            .filter(|(score, _)| *score > 0.8)
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        let action = match best {
+            Some((_, near)) => format!("did you mean `{near}`?"),
+            None => format!("known: {}", known.join(", ")),
+        };
+        Self::new(format!("unknown {kind} `{name}`"), action)
+    }
+}
+
+/// One value of a policy.
+enum Value {
+    Mode(WriteMode),
+    Durability(Durability),
+    Method(Method),
+    Restage(u64),
+}
+
+fn policy_value(key: &str, value: &str) -> Result<Value, Refused> {
+    Ok(match key {
+        "mode" => Value::Mode(built(word(key, value)?, &WriteMode::Journal, "replace, in-place or auto")?),
+        "durability" => Value::Durability(word(key, value)?),
+        "method" => Value::Method(built(word(key, value)?, &Method::Journal, "sync, data, direct or auto")?),
+        "restage_max_bytes" => Value::Restage(number(key, value, 0..=u64::MAX)?),
+        _ => return Err(Refused::unknown("key", key, POLICY)),
+    })
+}
+
+/// Refuses the one value that this version knows and cannot do yet.
+fn built<T: ValueEnum + PartialEq>(value: T, missing: &T, instead: &str) -> Result<T, Refused> {
+    if value == *missing {
+        return Err(Refused::new("`journal` is not built yet".into(), format!("use {instead}")));
+    }
+    Ok(value)
+}
+
+fn word<T: ValueEnum>(key: &str, value: &str) -> Result<T, Refused> {
+    T::from_str(value, false).map_err(|_| {
+        let known: Vec<_> = T::value_variants().iter().map(name_of).collect();
+        Refused::new(format!("`{value}` is no value of `{key}`"), format!("use one of: {}", known.join(", ")))
+    })
+}
+
+fn number<T: TryFrom<u64>>(key: &str, value: &str, range: RangeInclusive<u64>) -> Result<T, Refused> {
+    let refused = || {
+        let (low, high) = range.clone().into_inner();
+        Refused::new(
+            format!("`{value}` is no value of `{key}`"),
+            format!(
+                "use a whole number, {}",
+                if high == u64::MAX { format!("at least {low}") } else { format!("{low} to {high}") }
+            ),
+        )
+    };
+    let n = value.parse().ok().filter(|n| range.contains(n)).ok_or_else(refused)?;
+    T::try_from(n).map_err(|_| refused())
+}
+
+/// The word that stands for a value in files and options.
+pub fn name_of<T: ValueEnum>(value: &T) -> String {
+    value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
+}
+
+/// True for keys whose value is a number.
+pub fn is_number(key: &str) -> bool {
+    key == "restage_max_bytes" || LIMITS.contains(&key)
+}
+
+impl Policy {
+    /// Sets a value by its name.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), Refused> {
+        match policy_value(key, value)? {
+            Value::Mode(v) => self.mode = v,
+            Value::Durability(v) => self.durability = v,
+            Value::Method(v) => self.method = v,
+            Value::Restage(v) => self.restage_max_bytes = v,
+        }
+        Ok(())
+    }
+
+    /// The values by name, in the order of [`POLICY`].
+    pub fn values(&self) -> [(&'static str, String); 4] {
+        [
+            ("mode", name_of(&self.mode)),
+            ("durability", name_of(&self.durability)),
+            ("method", name_of(&self.method)),
+            ("restage_max_bytes", self.restage_max_bytes.to_string()),
+        ]
+    }
+}
+
+impl Rule {
+    /// Sets a value by its name.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), Refused> {
+        match policy_value(key, value)? {
+            Value::Mode(v) => self.mode = Some(v),
+            Value::Durability(v) => self.durability = Some(v),
+            Value::Method(v) => self.method = Some(v),
+            Value::Restage(v) => self.restage_max_bytes = Some(v),
+        }
+        Ok(())
+    }
+}
+
+/// A value, by name, and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Name.
+    pub key: String,
+    /// Value.
+    pub value: String,
+    /// Source: `built-in default`, `/etc/fsys.toml:3`, `command line`.
+    pub source: String,
+}
+
+impl Config {
+    /// Sets a limit or a value of the base policy by its name; `source` says who did.
+    pub fn set(&mut self, key: &str, value: &str, source: &str) -> Result<(), Refused> {
+        let Some(name) = POLICY.into_iter().chain(LIMITS).find(|k| *k == key) else {
+            return Err(Refused::unknown("key", key, POLICY.into_iter().chain(LIMITS)));
+        };
+        if POLICY.contains(&name) {
+            self.policies.base.set(key, value)?;
+        } else {
+            self.set_limit(key, value)?;
+        }
+        self.sources.insert(name, source.to_owned());
+        Ok(())
+    }
+
+    fn set_limit(&mut self, key: &str, value: &str) -> Result<(), Refused> {
+        const HOUR_MS: u64 = 3_600_000;
+        let l = &mut self.limits;
+        match key {
+            "window_us" => l.window_us = number(key, value, 0..=1_000_000)?,
+            "batch_max" => l.batch_max = number(key, value, 1..=65_536)?,
+            "queue_max" => l.queue_max = number(key, value, 1..=1_048_576)?,
+            "commit_interval_ms" => l.commit_interval_ms = number(key, value, 1..=HOUR_MS)?,
+            "pending_max" => l.pending_max = number(key, value, 1..=1_048_576)?,
+            "staging_max_bytes" => l.staging_max_bytes = number(key, value, 0..=u64::MAX)?,
+            "cache_ms" => l.cache_ms = number(key, value, 0..=24 * HOUR_MS)?,
+            "threads" => l.threads = number(key, value, 1..=256)?,
+            _ => return Err(Refused::unknown("key", key, LIMITS)),
+        }
+        Ok(())
+    }
+
+    /// Where the value of `key` comes from.
+    pub fn source(&self, key: &str) -> &str {
+        self.sources.get(key).map_or(BUILT_IN, String::as_str)
+    }
+
+    /// Every limit and every value of the base policy, with its source.
+    pub fn settings(&self) -> Vec<Setting> {
+        let l = &self.limits;
+        let limits = [
+            l.window_us,
+            l.batch_max as u64,
+            l.queue_max as u64,
+            l.commit_interval_ms,
+            l.pending_max as u64,
+            l.staging_max_bytes,
+            l.cache_ms,
+            l.threads as u64,
+        ];
+        let values = self.policies.base.values();
+        let all = values.into_iter().chain(LIMITS.into_iter().zip(limits.map(|n| n.to_string())));
+        all.map(|(key, value)| Setting { key: key.to_owned(), value, source: self.source(key).to_owned() }).collect()
+    }
+
+    /// The policy of `path`, relative to the root of the mount, and for each value its name and where it comes
+    /// from: a rule, or the source of the base value.
+    pub fn explain(&self, path: &Path) -> (Policy, Vec<(String, String)>) {
+        let (policy, from) = self.policies.explain(path);
+        let source = |(key, rule): (&str, Option<usize>)| {
+            let rule = rule.and_then(|i| self.policies.rules.get(i));
+            let source = rule.map(|r| format!("rule `{}` ({})", r.glob, r.source));
+            (key.to_owned(), source.unwrap_or_else(|| self.source(key).to_owned()))
+        };
+        let rules = [from.mode, from.durability, from.method, from.restage_max_bytes];
+        (policy, POLICY.into_iter().zip(rules).map(source).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_can_be_set_and_shown() {
+        let mut c = Config::default();
+        for key in POLICY.into_iter().chain(LIMITS) {
+            assert_eq!(c.source(key), BUILT_IN);
+            let value = if is_number(key) { "7" } else { "auto" };
+            let value = if key == "durability" { "relaxed" } else { value };
+            c.set(key, value, "test").unwrap();
+            let shown = c.settings().into_iter().find(|s| s.key == key).unwrap();
+            assert_eq!((shown.value.as_str(), shown.source.as_str()), (value, "test"));
+        }
+        assert_eq!(c.settings().len(), POLICY.len() + LIMITS.len());
+    }
+
+    #[test]
+    fn explains_where_each_value_comes_from() {
+        let mut c = Config::default();
+        c.set("durability", "always", "command line").unwrap();
+        let mut rule = Rule::new("*.db", "/etc/x.toml:7").unwrap();
+        rule.set("mode", "in-place").unwrap();
+        c.policies.rules.push(rule);
+        let (policy, origin) = c.explain(Path::new("a/b.db"));
+        assert_eq!((policy.mode, policy.durability), (WriteMode::InPlace, Durability::Always));
+        let sources: Vec<_> = origin.iter().map(|(_, source)| source.as_str()).collect();
+        assert_eq!(sources, ["rule `*.db` (/etc/x.toml:7)", "command line", BUILT_IN, BUILT_IN]);
+        assert_eq!(c.explain(Path::new("b")).1[0], ("mode".to_owned(), BUILT_IN.to_owned()));
+    }
+
+    #[test]
+    fn refuses_with_the_remedy() {
+        let mut c = Config::default();
+        let mut refused = |k: &str, v: &str| c.set(k, v, "test").unwrap_err();
+        assert_eq!(refused("durabilty", "close").action, "did you mean `durability`?");
+        assert!(refused("zzz", "1").action.starts_with("known: mode,"));
+        assert!(refused("durability", "sometimes").action.contains("always, close, fsync, relaxed"));
+        assert!(refused("batch_max", "0").action.contains("1 to 65536"));
+        assert!(refused("window_us", "-1").why.contains("`-1`"));
+        assert!(refused("mode", "journal").why.contains("not built yet"));
+        assert!(refused("method", "journal").why.contains("not built yet"));
+        assert!(c.sources.is_empty() && c.limits == super::super::Limits::default());
+    }
+}

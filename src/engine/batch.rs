@@ -1,0 +1,310 @@
+//! The replace pipeline: what happens to a batch.
+//!
+//! 1. the data of all staged versions is made durable together (or, where the file system's order allows it, written
+//!    out together ahead of the barrier);
+//! 2. the versions are published in the order of submission, each by one atomic rename;
+//! 3. one barrier: every distinct parent directory once, and the files written in place, side by side;
+//! 4. everybody is answered, each with the result of their own operation.
+//!
+//! A failure in a step fails that operation alone; a panic is such a failure. A barrier that fails with EIO means
+//! that the device does not keep what it acknowledged: the mount turns read-only.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use rustix::io::Errno;
+
+use super::Engine;
+use super::dir::{Dir, Place};
+use super::dispatch::{Cause, CommitError, Copy, Outcome, Step, Ticket, Work};
+use super::file::Version;
+use crate::backend::probe::Strategy;
+use crate::backend::uring::SyncJob;
+use crate::backend::{Anchor, Call, Fault, contain};
+use crate::config::policy::Method;
+use crate::telemetry::Counters;
+
+/// An operation on its way through the pipeline.
+struct Op {
+    ticket: Ticket,
+    error: Option<CommitError>,
+    /// The published version's new hold.
+    anchor: Option<Anchor>,
+}
+
+impl Op {
+    fn fail(&mut self, step: Step, source: impl Into<Cause>) {
+        if self.error.is_none() {
+            self.error = Some(CommitError::at(step, source));
+        }
+    }
+
+    fn alive(&self) -> bool {
+        self.error.is_none()
+    }
+
+    /// The directory whose names this operation changed or wants durable.
+    fn parent(&self) -> Option<&Arc<Dir>> {
+        match &self.ticket.work {
+            Work::Publish { place, .. } | Work::Unlink { place, .. } => Some(&place.dir),
+            Work::SyncDir(dir) => Some(dir),
+            Work::SyncFile { .. } | Work::Copy(_) => None,
+        }
+    }
+}
+
+/// How a version's data is flushed ahead of its publication.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    WriteOut,
+    Syncfs,
+    Each { data_only: bool },
+}
+
+impl Engine {
+    /// Runs a batch. Every ticket is answered, whatever happens.
+    pub(super) fn run_batch(&self, batch: Vec<Ticket>) {
+        let mut ops: Vec<_> = batch.into_iter().map(|ticket| Op { ticket, error: None, anchor: None }).collect();
+        let steps: [(Step, fn(&Self, &mut [Op])); 3] =
+            [(Step::Data, Self::flush_data), (Step::Publish, Self::publish_all), (Step::SyncParent, Self::barrier)];
+        for (step, run) in steps {
+            if let Err(fault) = contain(|| {
+                run(self, &mut ops);
+                Ok(())
+            }) {
+                // Calls contain their own panics; one that gets here has no owner, so nobody may believe in success.
+                Counters::add(&self.counters.panics, 1);
+                ops.iter_mut().for_each(|op| op.fail(step, fault.clone()));
+            }
+        }
+        for op in ops {
+            self.finish(op);
+        }
+    }
+
+    fn flush_of(&self, method: Method) -> Flush {
+        match (method, self.backing.probe().strategy) {
+            (Method::Sync, _) => Flush::Each { data_only: false },
+            (Method::Data | Method::Direct, _) | (_, Strategy::EachFile) => Flush::Each { data_only: true },
+            (_, Strategy::OneBarrier) => Flush::WriteOut,
+            (_, Strategy::Syncfs) => Flush::Syncfs,
+        }
+    }
+
+    /// Step 1. Copies come first, so that a commit of their target in the same batch flushes them too.
+    fn flush_data(&self, ops: &mut [Op]) {
+        for op in ops.iter_mut() {
+            if let Work::Copy(c) = &op.ticket.work
+                && let Err(fault) = contain(|| self.copy_now(c))
+            {
+                self.count_panic(&fault);
+                op.fail(Step::Data, fault);
+            }
+        }
+        let plan: Vec<(usize, Arc<Version>, Flush)> = ops
+            .iter()
+            .enumerate()
+            .filter_map(|(i, op)| match &op.ticket.work {
+                Work::Publish { version, method, .. } => Some((i, version.clone(), self.flush_of(*method))),
+                _ => None,
+            })
+            .collect();
+        let of = |want: fn(Flush) -> bool| plan.iter().filter(move |p| want(p.2)).collect::<Vec<_>>();
+        let outs = of(|f| f == Flush::WriteOut);
+        let fds: Vec<_> = outs.iter().map(|p| p.1.fd()).collect();
+        // Not a flush: EIO here is that file's own write-back error, which no later call would report again.
+        for (p, r) in outs.iter().zip(self.backing.write_out(&fds)) {
+            note(&mut ops[p.0], Step::Data, r);
+        }
+        let each = of(|f| matches!(f, Flush::Each { .. }));
+        let jobs: Vec<_> =
+            each.iter().map(|p| SyncJob { fd: p.1.fd(), data_only: p.2 == Flush::Each { data_only: true } }).collect();
+        Counters::add(&self.counters.flush_calls, jobs.len() as u64);
+        for (p, r) in each.iter().zip(self.backing.sync_files(&jobs)) {
+            self.watch_device(&r, "flush of a file");
+            note(&mut ops[p.0], Step::Data, r);
+        }
+        let whole = of(|f| f == Flush::Syncfs);
+        if !whole.is_empty() {
+            Counters::add(&self.counters.flush_calls, 1);
+            let r = self.backing.syncfs();
+            self.watch_device(&r, "syncfs");
+            whole.iter().for_each(|p| note(&mut ops[p.0], Step::Data, r.clone()));
+        }
+    }
+
+    /// Step 2.
+    fn publish_all(&self, ops: &mut [Op]) {
+        for op in ops.iter_mut().filter(|op| op.alive()) {
+            let r = match &op.ticket.work {
+                Work::Publish { version, place, replaces, .. } => {
+                    contain(|| self.publish(version, place, *replaces)).map(Some)
+                }
+                Work::Unlink { place, rmdir } => contain(|| self.unlink_now(place, *rmdir)).map(|()| None),
+                Work::SyncFile { .. } | Work::SyncDir(_) | Work::Copy(_) => Ok(None),
+            };
+            match r {
+                Ok(anchor) => op.anchor = anchor,
+                Err(fault) => {
+                    self.count_panic(&fault);
+                    op.fail(Step::Publish, fault);
+                }
+            }
+        }
+    }
+
+    fn publish(&self, version: &Version, place: &Place, replaces: bool) -> Result<Anchor, Errno> {
+        let dir = self.dir_fd(&place.dir)?;
+        let anchor = self.backing.anchor_of(version.fd(), version.id)?;
+        let linked = if replaces { Err(Errno::EXIST) } else { self.backing.link_new(version.fd(), &dir, &place.name) };
+        match linked {
+            // Also when somebody made the name behind the mount: the last save wins, as with any rename.
+            Err(Errno::EXIST) => self.backing.replace(version.fd(), &dir, &place.name)?,
+            r => r?,
+        }
+        place.dir.mark_changed();
+        Ok(anchor)
+    }
+
+    fn unlink_now(&self, place: &Place, rmdir: bool) -> Result<(), Errno> {
+        let dir = self.dir_fd(&place.dir)?;
+        self.backing.unlink(&dir, &place.name, rmdir)?;
+        place.dir.mark_changed();
+        Ok(())
+    }
+
+    fn copy_now(&self, c: &Copy) -> Result<(), Errno> {
+        let n = self.backing.copy_range(c.src.fd(), c.src_off, c.dst.fd(), c.dst_off, c.len)?;
+        c.copied.store(n, Ordering::Release);
+        Ok(())
+    }
+
+    /// Step 3.
+    fn barrier(&self, ops: &mut [Op]) {
+        let started = Instant::now();
+        let dirs = self.distinct_parents(ops);
+        let files: Vec<(usize, Arc<Version>, bool)> = ops
+            .iter()
+            .enumerate()
+            .filter_map(|(i, op)| match &op.ticket.work {
+                Work::SyncFile { version, data_only, .. } if op.alive() => Some((i, version.clone(), *data_only)),
+                _ => None,
+            })
+            .collect();
+        if dirs.is_empty() && files.is_empty() {
+            return;
+        }
+        let upto: Vec<u64> = files.iter().map(|f| f.1.changes.load(Ordering::Acquire)).collect();
+        let jobs: Vec<_> = files.iter().map(|f| SyncJob { fd: f.1.fd(), data_only: f.2 }).collect();
+        let (dir_results, file_results) = self.sync_group(&dirs, &jobs);
+        self.flush_latency.record(started.elapsed());
+        let mut by_dir = HashMap::new();
+        for ((dir, _, changes), r) in dirs.iter().zip(dir_results) {
+            self.watch_device(&r, "sync of a directory");
+            if r.is_ok() {
+                dir.mark_synced(*changes);
+            }
+            by_dir.insert(Arc::as_ptr(dir), r);
+        }
+        for op in ops.iter_mut().filter(|op| op.alive()) {
+            if let Some(r) = op.parent().and_then(|d| by_dir.get(&Arc::as_ptr(d))) {
+                note(op, Step::SyncParent, r.clone());
+            }
+        }
+        for ((f, upto), r) in files.iter().zip(upto).zip(file_results) {
+            self.watch_device(&r, "flush of a file written in place");
+            note(&mut ops[f.0], Step::Data, r);
+            if let Work::SyncFile { file, version, .. } = &ops[f.0].ticket.work {
+                self.file_synced(file, version, upto, &outcome(&ops[f.0]));
+            }
+        }
+    }
+
+    /// The directories that need a sync, each once, with the number of its changes before that sync. An operation
+    /// whose directory cannot be opened fails.
+    fn distinct_parents(&self, ops: &mut [Op]) -> Vec<(Arc<Dir>, Arc<OwnedFd>, u64)> {
+        let mut dirs: Vec<(Arc<Dir>, Arc<OwnedFd>, u64)> = Vec::new();
+        for op in ops.iter_mut().filter(|op| op.alive()) {
+            let Some(dir) = op.parent().cloned() else { continue };
+            if dirs.iter().any(|d| Arc::ptr_eq(&d.0, &dir)) {
+                continue;
+            }
+            match self.dir_fd(&dir) {
+                Ok(fd) => dirs.push((dir.clone(), fd, dir.changes())),
+                Err(e) => op.fail(Step::SyncParent, Fault::Os(e)),
+            }
+        }
+        dirs
+    }
+
+    /// All barriers of a batch side by side: they share the file system's journal commit.
+    fn sync_group(
+        &self,
+        dirs: &[(Arc<Dir>, Arc<OwnedFd>, u64)],
+        files: &[SyncJob<'_>],
+    ) -> (Vec<Result<(), Fault>>, Vec<Result<(), Fault>>) {
+        let by_syncfs = self.backing.probe().strategy == Strategy::Syncfs && !dirs.is_empty();
+        Counters::add(&self.counters.flush_calls, (files.len() + if by_syncfs { 1 } else { dirs.len() }) as u64);
+        if by_syncfs {
+            let file_results = self.backing.sync_files(files);
+            return (vec![self.backing.syncfs(); dirs.len()], file_results);
+        }
+        let dir_fds: Vec<BorrowedFd<'_>> = dirs.iter().map(|d| d.1.as_fd()).collect();
+        self.backing.sync_both(&dir_fds, files)
+    }
+
+    /// Step 4 for one operation.
+    fn finish(&self, op: Op) {
+        let result = outcome(&op);
+        match &op.ticket.work {
+            Work::Publish { file, version, place, .. } => match (op.anchor, &result) {
+                (Some(anchor), r) => {
+                    if let Err(e) = r {
+                        self.published_not_durable(place, e);
+                    }
+                    Counters::add(&self.counters.commits, 1);
+                    self.published(file, version, place, anchor);
+                }
+                (None, Err(e)) => self.commit_failed(file, version, place, e),
+                (None, Ok(())) => {
+                    self.commit_failed(file, version, place, &CommitError::at(Step::Publish, Fault::Os(Errno::IO)))
+                }
+            },
+            Work::SyncFile { .. } => Counters::add(&self.counters.in_place_syncs, 1),
+            Work::SyncDir(_) => Counters::add(&self.counters.dir_sync_requests, 1),
+            Work::Unlink { .. } | Work::Copy(_) => {}
+        }
+        // The gate only sees an answer; its verdict does not change it.
+        drop(contain(|| self.backing.pass(Call::Answer)));
+        op.ticket.done.answer(result);
+    }
+
+    fn count_panic(&self, fault: &Fault) {
+        if let Fault::Panic(what) = fault {
+            Counters::add(&self.counters.panics, 1);
+            tracing::error!(panic = %what, "an operation panicked; it failed with EIO, the others of its batch go on");
+        }
+    }
+
+    /// A barrier that fails with EIO: what the device acknowledges is not to be believed any more.
+    fn watch_device(&self, r: &Result<(), Fault>, what: &str) {
+        match r {
+            Err(Fault::Os(Errno::IO)) => self.poison(&format!("{what} failed with EIO")),
+            Err(fault) => self.count_panic(fault),
+            Ok(()) => {}
+        }
+    }
+}
+
+fn note(op: &mut Op, step: Step, r: Result<(), Fault>) {
+    if let Err(fault) = r {
+        op.fail(step, fault);
+    }
+}
+
+fn outcome(op: &Op) -> Outcome {
+    op.error.clone().map_or(Ok(()), Err)
+}

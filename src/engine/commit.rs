@@ -1,0 +1,373 @@
+//! From a program's close or fsync to a ticket, and from the dispatcher's result back to the file's state.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::dir::{Dir, Place};
+use super::dispatch::{Cause, CommitError, Done, Outcome, Step, Ticket, Work, offer};
+use super::file::{File, Handle, Parked, State, Version};
+use super::state::{Event, Phase};
+use super::{Behind, Engine};
+use crate::backend::{Anchor, Fault};
+use crate::config::policy::Durability;
+use crate::telemetry::{Counters, FailedVersion};
+
+/// An answer to give once no lock is held.
+pub(super) type Answer = Option<(Done, Outcome)>;
+
+pub(super) fn give(a: Answer) {
+    if let Some((done, r)) = a {
+        done.answer(r);
+    }
+}
+
+impl Engine {
+    /// close(2) of a descriptor (FUSE FLUSH; one for each of its duplicates). Commits what it wrote.
+    pub fn close(self: &Arc<Self>, h: &Handle, done: Done) {
+        if !h.dirty.load(Ordering::Acquire) {
+            return done.answer(Ok(()));
+        }
+        let waits = matches!(h.policy.durability, Durability::Always | Durability::Close);
+        self.commit_handle(h, waits, done);
+    }
+
+    /// fsync(2) or fdatasync(2).
+    pub fn fsync(self: &Arc<Self>, h: &Handle, data_only: bool, done: Done) {
+        if h.policy.durability == Durability::Relaxed {
+            return self.commit_handle(h, false, done);
+        }
+        let mut st = h.file.state.write();
+        if let Err(e) = self.check_handle(h, &st) {
+            drop(st);
+            return done.answer(Err(CommitError::at(Step::Queue, Fault::Os(e))));
+        }
+        Self::unmark(h, &mut st);
+        let answer = self.submit(&h.file, &mut st, data_only, done);
+        drop(st);
+        give(answer);
+    }
+
+    fn commit_handle(self: &Arc<Self>, h: &Handle, waits: bool, done: Done) {
+        let mut st = h.file.state.write();
+        if let Err(e) = self.check_handle(h, &st) {
+            drop(st);
+            return done.answer(Err(CommitError::at(Step::Queue, Fault::Os(e))));
+        }
+        Self::unmark(h, &mut st);
+        let tainted = st.phase == Phase::Staged && st.version.as_ref().is_some_and(|v| v.taint.lock().is_some());
+        let answer = if waits || tainted || self.backlog_full() {
+            self.submit(&h.file, &mut st, false, done)
+        } else {
+            st.pending = true;
+            Some((done, Ok(())))
+        };
+        drop(st);
+        give(answer);
+    }
+
+    /// A descriptor whose version failed stays failed; so does everything when the mount is read-only.
+    fn check_handle(&self, h: &Handle, st: &State) -> Result<(), Errno> {
+        if st.failures != h.failures {
+            return Err(Errno::IO);
+        }
+        if h.dirty.load(Ordering::Acquire) { self.writable() } else { Ok(()) }
+    }
+
+    fn unmark(h: &Handle, st: &mut State) {
+        if h.dirty.swap(false, Ordering::AcqRel) {
+            st.unflushed = st.unflushed.saturating_sub(1);
+        }
+    }
+
+    /// The last close of a descriptor (FUSE RELEASE; nobody waits for it). Commits a version that stayed empty, and
+    /// what came through a memory map.
+    pub fn release(self: &Arc<Self>, h: &Handle) {
+        let mut st = h.file.state.write();
+        Self::unmark(h, &mut st);
+        st.opens = st.opens.saturating_sub(1);
+        if h.writes() {
+            st.writers = st.writers.saturating_sub(1);
+        }
+        let answer = match st.phase {
+            Phase::Staged if st.writers == 0 => match h.policy.durability {
+                Durability::Always | Durability::Close => self.submit(&h.file, &mut st, false, Done::nobody()),
+                Durability::Fsync | Durability::Relaxed => {
+                    st.pending = true;
+                    None
+                }
+            },
+            Phase::Clean if st.opens == 0 => {
+                self.close_if_idle(&mut st);
+                None
+            }
+            Phase::Orphan if st.opens == 0 => {
+                self.drop_orphan(&h.file, &mut st);
+                None
+            }
+            _ => None,
+        };
+        drop(st);
+        give(answer);
+    }
+
+    /// Lets go of the open version when nothing needs it.
+    pub(super) fn close_if_idle(&self, st: &mut State) {
+        let idle = st.version.as_ref().is_none_or(|v| v.dirty_ms.load(Ordering::Acquire) == 0);
+        if st.opens == 0 && idle {
+            st.version = None;
+        }
+    }
+
+    fn drop_orphan(&self, file: &Arc<File>, st: &mut State) {
+        self.unsettled.lock().remove(&file.tag);
+        if st.pin.is_some() || st.anchor.is_none() {
+            st.version = None;
+        }
+    }
+
+    /// Submits whatever of the file is not durable. Returns an answer to give at once when nothing is.
+    /// Called with the state locked; the caller gives the answer after unlocking.
+    pub(super) fn submit(self: &Arc<Self>, file: &Arc<File>, st: &mut State, data_only: bool, done: Done) -> Answer {
+        match st.phase {
+            Phase::Committing => {
+                st.joined.get_mut().push(done);
+                None
+            }
+            Phase::Orphan => Some((done, Ok(()))),
+            Phase::Staged => self.submit_stage(file, st, done),
+            Phase::Clean => match &st.version {
+                Some(v) if !v.is_synced() => {
+                    let work = Work::SyncFile { file: file.clone(), version: v.clone(), data_only };
+                    self.send(work, done);
+                    None
+                }
+                _ => Some((done, Ok(()))),
+            },
+        }
+    }
+
+    fn submit_stage(self: &Arc<Self>, file: &Arc<File>, st: &mut State, done: Done) -> Answer {
+        let (Ok(version), Some(place)) = (st.open_version().cloned(), st.names.first().cloned()) else {
+            return Some((done, Err(CommitError::at(Step::Queue, Fault::Os(Errno::IO)))));
+        };
+        if let Err(e) = st.go(Event::Submit) {
+            return Some((done, Err(CommitError::at(Step::Queue, Fault::Os(e)))));
+        }
+        let taint = *version.taint.lock();
+        if let Some((_, e)) = taint {
+            // A write failed and the program closed regardless: what there is would be a prefix.
+            let error = CommitError::at(Step::Data, Fault::Os(e));
+            self.fail(file, st, &version, &place, &error);
+            return Some((done, Err(error)));
+        }
+        let work =
+            Work::Publish { file: file.clone(), version, place, replaces: st.id.is_some(), method: st.policy.method };
+        self.send(work, done);
+        None
+    }
+
+    /// Queues an operation. When the queue is full, a worker thread waits for a place, and with it the program that
+    /// waits for the answer; the thread that serves the kernel goes on.
+    pub fn send(self: &Arc<Self>, work: Work, done: Done) {
+        let Some(tx) = self.queue.lock().clone() else { return };
+        Counters::add(&self.counters.in_flight, 1);
+        let at = Instant::now();
+        let me = self.clone();
+        let done = Done::new(move |r| {
+            Counters::sub(&me.counters.in_flight, 1);
+            me.commit_latency.record(at.elapsed());
+            done.answer(r);
+        });
+        if let Err(ticket) = offer(&tx, Ticket { work, done, at }) {
+            Counters::add(&self.counters.queue_full_waits, 1);
+            self.workers.run(Box::new(move || {
+                // An error gives the ticket back; dropping it answers that the mount is shutting down.
+                drop(tx.send(ticket));
+            }));
+        }
+    }
+
+    /// Runs `work` when the commit of the file that runs now has ended; at once when none runs.
+    pub fn park(&self, file: &File, work: Parked) {
+        let mut st = file.state.write();
+        if st.phase == Phase::Committing {
+            st.parked.get_mut().push(work);
+        } else {
+            drop(st);
+            self.workers.run(work);
+        }
+    }
+
+    /// Commits all files and then calls `then` with the first error, if any.
+    pub fn commit_all(self: &Arc<Self>, files: &[Arc<File>], then: impl FnOnce(Outcome) + Send + 'static) {
+        let all = Arc::new(Countdown {
+            left: AtomicUsize::new(files.len() + 1),
+            first: Mutex::new(Ok(())),
+            then: Mutex::new(Some(Box::new(then))),
+        });
+        for file in files {
+            let all = all.clone();
+            let mut st = file.state.write();
+            let answer = self.submit(file, &mut st, false, Done::new(move |r| all.one(r)));
+            drop(st);
+            give(answer);
+        }
+        all.one(Ok(()));
+    }
+
+    /// The files in these directories whose close was acknowledged and whose commit is still to come: they come
+    /// before any operation on names there.
+    pub fn acknowledged_in(&self, dirs: &[&Arc<Dir>]) -> Vec<Arc<File>> {
+        let staged: Vec<_> = dirs.iter().flat_map(|d| d.staged.lock().values().cloned().collect::<Vec<_>>()).collect();
+        staged.into_iter().filter(|f| f.state.read().pending).collect()
+    }
+
+    /// The dispatcher published the version: it is the committed one now.
+    pub(super) fn published(&self, file: &Arc<File>, version: &Arc<Version>, place: &Place, anchor: Anchor) {
+        let mut st = file.state.write();
+        let old = st.id.replace(version.id);
+        st.anchor = Some(anchor);
+        if st.go(Event::Published).is_err() {
+            return;
+        }
+        st.pending = false;
+        version.mark_synced(version.changes.load(Ordering::Acquire));
+        self.end_stage(version);
+        // In this order: a lookup that read the old identity sees the new count and starts again.
+        place.dir.published.fetch_add(1, Ordering::AcqRel);
+        self.observer().published(file, old, version.id);
+        self.unclaim(file, place);
+        self.close_if_idle(&mut st);
+        self.settled(file, st, &Ok(()));
+    }
+
+    /// The commit failed before it was published.
+    pub(super) fn commit_failed(&self, file: &Arc<File>, version: &Arc<Version>, place: &Place, error: &CommitError) {
+        let mut st = file.state.write();
+        self.fail(file, &mut st, version, place, error);
+        self.settled(file, st, &Err(error.clone()));
+    }
+
+    /// Ends a commit: everyone who waited for it goes on.
+    fn settled(&self, file: &Arc<File>, mut st: parking_lot::RwLockWriteGuard<'_, State>, r: &Outcome) {
+        let parked = std::mem::take(st.parked.get_mut());
+        let joined = std::mem::take(st.joined.get_mut());
+        if st.version.as_ref().is_none_or(|v| v.dirty_ms.load(Ordering::Acquire) == 0) {
+            self.unsettled.lock().remove(&file.tag);
+        }
+        drop(st);
+        joined.into_iter().for_each(|d| d.answer(r.clone()));
+        parked.into_iter().for_each(|p| self.workers.run(p));
+        self.idle.notify_all();
+    }
+
+    pub(super) fn unclaim(&self, file: &Arc<File>, place: &Place) {
+        let mut staged = place.dir.staged.lock();
+        if staged.get(&place.name).is_some_and(|f| Arc::ptr_eq(f, file)) {
+            staged.remove(&place.name);
+        }
+    }
+
+    /// In phase `Committing`: the previous version stands, the failed one is kept and named.
+    fn fail(&self, file: &Arc<File>, st: &mut State, version: &Arc<Version>, place: &Place, error: &CommitError) {
+        let had_old = st.id.is_some();
+        if st.go(if had_old { Event::FailedOld } else { Event::FailedNew }).is_err() {
+            return;
+        }
+        st.failures += 1;
+        st.pending = false;
+        self.unsettled.lock().remove(&file.tag);
+        st.unflushed = 0;
+        self.end_stage(version);
+        self.keep_failed(version, place, error);
+        version.dirty_ms.store(0, Ordering::Release);
+        self.unclaim(file, place);
+        self.observer().discarded(file, version.id);
+        if had_old {
+            st.version = None;
+            if st.opens > 0
+                && let Err(e) = self.ensure_version(st, st.writers > 0)
+            {
+                tracing::error!(path = %place.path().display(), error = %e, "the previous version cannot be opened");
+            }
+        } else {
+            st.names.clear();
+        }
+        let name = (!had_old).then(|| (place.dir.tag, place.name.clone()));
+        self.observer().behind(Behind { tag: file.tag, name });
+    }
+
+    /// Links the failed version into `.fsys/failed` and names it in log, status and metrics.
+    fn keep_failed(&self, version: &Version, place: &Place, error: &CommitError) {
+        let path = place.path();
+        let base: String = place.name.to_string_lossy().chars().filter(|c| !c.is_control()).take(48).collect();
+        let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+        let name = format!("{stamp}-{base}");
+        let kept = self.backing.link_fd(version.fd(), self.backing.failed_dir(), name.as_ref());
+        Counters::add(&self.counters.commit_failures, 1);
+        let kept_as = match &kept {
+            Ok(()) => name,
+            Err(_) => String::new(),
+        };
+        tracing::error!(
+            path = %path.display(), step = %error.failed_at, cause = %error.source, kept = %kept_as,
+            keep_error = kept.err().map(|e| e.to_string()),
+            "commit failed: the previous version stands; free space or check the device, then save again"
+        );
+        self.note_failed(FailedVersion {
+            path: path.display().to_string(),
+            kept_as,
+            failed_at: error.failed_at.to_string(),
+            error: error.source.to_string(),
+        });
+    }
+
+    /// At the end of the mount: a version that a program was still writing is kept, not published.
+    pub(super) fn keep_unfinished_version(&self, version: &Version, place: &Place) {
+        let error = CommitError::at(Step::Queue, Cause::Shutdown);
+        self.keep_failed(version, place, &error);
+    }
+
+    /// The result of a sync of writes in place.
+    pub(super) fn file_synced(&self, file: &Arc<File>, version: &Version, upto: u64, r: &Outcome) {
+        if r.is_ok() && version.mark_synced(upto) {
+            let mut st = file.state.write();
+            let current = st.version.as_ref().is_some_and(|v| v.id == version.id && v.is_synced());
+            if current && st.phase != Phase::Staged {
+                st.pending = false;
+                self.unsettled.lock().remove(&file.tag);
+                self.close_if_idle(&mut st);
+            }
+            drop(st);
+        }
+        self.idle.notify_all();
+    }
+}
+
+struct Countdown {
+    left: AtomicUsize,
+    first: Mutex<Outcome>,
+    then: Mutex<Option<Box<dyn FnOnce(Outcome) + Send>>>,
+}
+
+impl Countdown {
+    fn one(&self, r: Outcome) {
+        if r.is_err() {
+            let mut first = self.first.lock();
+            if first.is_ok() {
+                *first = r;
+            }
+        }
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let then = self.then.lock().take();
+            let result = self.first.lock().clone();
+            if let Some(then) = then {
+                then(result);
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! A directory as the engine knows it: how to reach it, which names in it are staged, what still needs a sync.
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::file::File;
+use crate::backend::{Anchor, Backing, FileId};
+
+/// A name in a directory.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The directory.
+    pub dir: Arc<Dir>,
+    /// The name in it.
+    pub name: OsString,
+}
+
+impl Place {
+    /// The path from the root of the mount.
+    pub fn path(&self) -> PathBuf {
+        let mut parts = vec![self.name.clone()];
+        let mut dir = self.dir.clone();
+        loop {
+            let up = dir.place.lock().clone();
+            let Some(p) = up else { break };
+            parts.push(p.name);
+            dir = p.dir;
+        }
+        parts.iter().rev().collect()
+    }
+
+    /// Whether this is `name` in `dir`.
+    pub fn is(&self, dir: &Arc<Dir>, name: &OsStr) -> bool {
+        Arc::ptr_eq(&self.dir, dir) && self.name == name
+    }
+}
+
+/// One directory.
+#[derive(Debug)]
+pub struct Dir {
+    /// The number that the layer above gave it.
+    pub tag: u64,
+    /// The backing inode; a directory is never replaced.
+    pub id: FileId,
+    /// Holds it.
+    pub anchor: Anchor,
+    /// Its own name; `None` for the root.
+    pub place: Mutex<Option<Place>>,
+    /// Names whose newest version is staged: created ones, absent in the backing directory, and rewritten ones.
+    pub staged: Mutex<HashMap<OsString, Arc<File>>>,
+    /// Raised when a staged version is published, before the file's old identity is forgotten: a lookup that began
+    /// earlier has to be repeated.
+    pub published: AtomicU64,
+    fd: Mutex<Option<Arc<OwnedFd>>>,
+    changed: AtomicU64,
+    synced: AtomicU64,
+}
+
+impl Dir {
+    /// A directory that is all synced.
+    pub fn new(tag: u64, id: FileId, anchor: Anchor, place: Option<Place>) -> Self {
+        Self {
+            tag,
+            id,
+            anchor,
+            place: Mutex::new(place),
+            staged: Mutex::default(),
+            published: AtomicU64::new(0),
+            fd: Mutex::new(None),
+            changed: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
+        }
+    }
+
+    /// The staged file of a name.
+    pub fn staged(&self, name: &OsStr) -> Option<Arc<File>> {
+        self.staged.lock().get(name).cloned()
+    }
+
+    /// A name operation happened that no sync covers yet. True when the directory was all synced before.
+    pub fn mark_changed(&self) -> bool {
+        let before = self.changed.fetch_add(1, Ordering::AcqRel);
+        before == self.synced.load(Ordering::Acquire)
+    }
+
+    /// The changes so far; pass it to [`Dir::mark_synced`] after the sync.
+    pub fn changes(&self) -> u64 {
+        self.changed.load(Ordering::Acquire)
+    }
+
+    /// All changes up to `upto` are durable.
+    pub fn mark_synced(&self, upto: u64) {
+        self.synced.fetch_max(upto, Ordering::AcqRel);
+    }
+
+    /// Whether all name operations are durable.
+    pub fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire) >= self.changes()
+    }
+}
+
+/// Keeps the descriptors of the directories used last: enough for a working set, few enough for any limit.
+#[derive(Debug)]
+pub struct DirFds {
+    recent: Mutex<VecDeque<Arc<Dir>>>,
+    max: usize,
+}
+
+impl DirFds {
+    /// At most `max` descriptors.
+    pub fn new(max: usize) -> Self {
+        Self { recent: Mutex::default(), max }
+    }
+
+    /// A descriptor of the directory, for name operations and for its sync.
+    pub fn get(&self, backing: &Backing, dir: &Arc<Dir>) -> Result<Arc<OwnedFd>, Errno> {
+        let mut slot = dir.fd.lock();
+        if let Some(fd) = &*slot {
+            return Ok(fd.clone());
+        }
+        let fd = match backing.open_anchor(&dir.anchor, libc::O_RDONLY | libc::O_DIRECTORY) {
+            // Without read permission (an ordinary user's mount) names still work, and syncs go by syncfs.
+            Err(Errno::ACCESS) => backing.open_anchor(&dir.anchor, libc::O_PATH | libc::O_DIRECTORY)?,
+            r => r?,
+        };
+        let fd = Arc::new(fd);
+        *slot = Some(fd.clone());
+        drop(slot);
+        let mut recent = self.recent.lock();
+        recent.push_back(dir.clone());
+        let old = if recent.len() > self.max { recent.pop_front() } else { None };
+        drop(recent);
+        if let Some(old) = old {
+            *old.fd.lock() = None;
+        }
+        Ok(fd)
+    }
+}

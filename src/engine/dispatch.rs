@@ -1,0 +1,251 @@
+//! The group dispatcher: a bounded queue of tickets, run in batches, in the order of submission.
+//!
+//! ```text
+//! FUSE threads --ticket--> [queue, bounded] --batch--> dispatcher thread --> flush, publish, sync, answer
+//! ```
+//!
+//! A lone commit runs at once. While a batch runs, others queue up and make the next batch: that alone is group
+//! commit. A window opens only when the batch before was shared: those it answered are likely to come back, and a
+//! short wait for them (bounded by `window_us`, ended early when as many are there as last time) saves flushes.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use rustix::io::Errno;
+
+use super::dir::{Dir, Place};
+use super::file::{File, Version};
+use crate::backend::Fault;
+use crate::config::policy::Method;
+use crate::telemetry::Counters;
+
+/// The steps of a commit, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// Waiting in the queue.
+    Queue,
+    /// The data is made durable, or written out ahead of the barrier.
+    Data,
+    /// The atomic rename, the removal of a name, the copy.
+    Publish,
+    /// The barrier that makes the names durable.
+    SyncParent,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Queue => "queue",
+            Self::Data => "data flush",
+            Self::Publish => "publish",
+            Self::SyncParent => "parent sync",
+        })
+    }
+}
+
+/// Why a commit failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// A call failed or panicked.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The dispatcher ended before it could run.
+    #[error("the mount is shutting down")]
+    Shutdown,
+}
+
+/// The failure of one operation of a batch.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{failed_at}: {source}")]
+pub struct CommitError {
+    /// The step that failed.
+    pub failed_at: Step,
+    /// The last step that was done.
+    pub completed: Option<Step>,
+    /// Why.
+    #[source]
+    pub source: Cause,
+}
+
+impl CommitError {
+    /// A failure of a step whose predecessors are done.
+    pub fn at(step: Step, source: impl Into<Cause>) -> Self {
+        let completed = match step {
+            Step::Queue => None,
+            Step::Data => Some(Step::Queue),
+            Step::Publish => Some(Step::Data),
+            Step::SyncParent => Some(Step::Publish),
+        };
+        Self { failed_at: step, completed, source: source.into() }
+    }
+
+    /// What the waiting system call returns.
+    pub fn errno(&self) -> Errno {
+        match self.source {
+            Cause::Fault(Fault::Os(e)) => e,
+            Cause::Fault(Fault::Panic(_)) | Cause::Shutdown => Errno::IO,
+        }
+    }
+}
+
+/// The result of an operation.
+pub type Outcome = Result<(), CommitError>;
+
+/// Who waits for an operation. Answered exactly once: a `Done` that is lost answers with a shutdown error.
+pub struct Done(Option<Box<dyn FnOnce(Outcome) + Send>>);
+
+impl Done {
+    /// Calls `f` with the result.
+    pub fn new(f: impl FnOnce(Outcome) + Send + 'static) -> Self {
+        Self(Some(Box::new(f)))
+    }
+
+    /// Nobody waits; failures are logged where they are settled.
+    pub fn nobody() -> Self {
+        Self(None)
+    }
+
+    /// Answers.
+    pub fn answer(mut self, r: Outcome) {
+        if let Some(f) = self.0.take() {
+            f(r);
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(f) = self.0.take() {
+            f(Err(CommitError::at(Step::Queue, Cause::Shutdown)));
+        }
+    }
+}
+
+/// An operation of the dispatcher.
+pub enum Work {
+    /// Flush a staged version, publish it, sync its parent.
+    Publish {
+        /// The file, in phase `Committing`.
+        file: Arc<File>,
+        /// Its staged version.
+        version: Arc<Version>,
+        /// Where it is published.
+        place: Place,
+        /// A committed version exists under that name.
+        replaces: bool,
+        /// How its data is flushed.
+        method: Method,
+    },
+    /// Make the writes in place of a file durable.
+    SyncFile {
+        /// The file.
+        file: Arc<File>,
+        /// Its open version.
+        version: Arc<Version>,
+        /// fdatasync is enough.
+        data_only: bool,
+    },
+    /// Make the names of a directory durable.
+    SyncDir(Arc<Dir>),
+    /// Remove a name and make that durable.
+    Unlink {
+        /// The name.
+        place: Place,
+        /// It is a directory's.
+        rmdir: bool,
+    },
+    /// Copy a range between open files, off the FUSE threads.
+    Copy(Copy),
+}
+
+/// A range to copy.
+pub struct Copy {
+    /// Source.
+    pub src: Arc<Version>,
+    /// Offset in the source, bytes.
+    pub src_off: u64,
+    /// Destination.
+    pub dst: Arc<Version>,
+    /// Offset in the destination, bytes.
+    pub dst_off: u64,
+    /// Length, bytes.
+    pub len: usize,
+    /// Receives the number of bytes copied.
+    pub copied: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+/// A queued operation and who waits for it.
+pub struct Ticket {
+    /// What to do.
+    pub work: Work,
+    /// Who waits.
+    pub done: Done,
+    /// When it was submitted.
+    pub at: Instant,
+}
+
+/// Bounds of the dispatcher.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Longest wait for others, once several commit at the same time.
+    pub window: Duration,
+    /// Largest batch.
+    pub batch_max: usize,
+}
+
+/// Makes the queue. Its sender is the only way in; dropping all senders ends [`run`] after the last ticket.
+pub fn queue(max: usize) -> (Sender<Ticket>, Receiver<Ticket>) {
+    bounded(max.max(1))
+}
+
+/// Puts a ticket into the queue, or gives it back when the queue is full; a closed queue answers it.
+pub fn offer(tx: &Sender<Ticket>, t: Ticket) -> Result<(), Ticket> {
+    match tx.try_send(t) {
+        Ok(()) => Ok(()),
+        Err(TrySendError::Full(t)) => Err(t),
+        // Dropping the ticket answers it with `Cause::Shutdown`.
+        Err(TrySendError::Disconnected(_)) => Ok(()),
+    }
+}
+
+/// The dispatcher thread: takes tickets until the queue is closed and empty.
+pub fn run(rx: &Receiver<Ticket>, bounds: Bounds, counters: &Counters, mut execute: impl FnMut(Vec<Ticket>)) {
+    let mut shared = 1;
+    while let Ok(first) = rx.recv() {
+        let mut batch = Vec::with_capacity(shared.max(8));
+        batch.push(first);
+        scoop(rx, &mut batch, bounds.batch_max);
+        let target = shared.min(bounds.batch_max);
+        if batch.len() < target && !bounds.window.is_zero() {
+            Counters::add(&counters.windows, 1);
+            wait_for(rx, &mut batch, target, bounds.window);
+            scoop(rx, &mut batch, bounds.batch_max);
+        }
+        shared = batch.len();
+        Counters::add(&counters.batches, 1);
+        Counters::add(&counters.batched_ops, shared as u64);
+        Counters::peak(&counters.batch_peak, shared as u64);
+        execute(batch);
+    }
+}
+
+fn scoop(rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, max: usize) {
+    let room = max.saturating_sub(batch.len());
+    batch.extend(rx.try_iter().take(room));
+}
+
+fn wait_for(rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, target: usize, window: Duration) {
+    let deadline = Instant::now() + window;
+    while batch.len() < target {
+        match rx.recv_deadline(deadline) {
+            Ok(t) => batch.push(t),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "dispatch_tests.rs"]
+mod tests;

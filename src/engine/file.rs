@@ -1,0 +1,250 @@
+//! A regular file: its committed version, its staged one, its names; and a descriptor on it.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use rustix::io::Errno;
+
+use super::dir::{Dir, Place};
+use super::dispatch::Done;
+use super::state::{Event, Phase};
+use crate::backend::{Anchor, FileId};
+use crate::config::policy::Policy;
+
+/// An open backing inode that holds the content which programs see.
+#[derive(Debug)]
+pub struct Version {
+    /// Open for reading, and for writing when `writable`.
+    pub fd: OwnedFd,
+    /// The same inode with `O_DIRECT`, for method `direct`.
+    pub direct: Option<OwnedFd>,
+    /// Its identity.
+    pub id: FileId,
+    /// Whether `fd` can be written.
+    pub writable: bool,
+    /// Changes so far, counted after each is done; starts at 1, since what happened before the open is not known.
+    pub changes: AtomicU64,
+    /// The count of changes that the last flush covered.
+    pub synced: AtomicU64,
+    /// Milliseconds since the engine's start (at least 1) of the oldest change that is not durable; 0: none.
+    pub dirty_ms: AtomicU64,
+    /// The file carries capabilities, which the next write takes away.
+    pub caps: AtomicBool,
+    /// Milliseconds since the engine's start of the last write.
+    pub last_write_ms: AtomicU64,
+    /// Highest byte accounted as staged.
+    pub accounted: AtomicU64,
+    /// A write that failed and was not made good: the version is not what the program wanted.
+    pub taint: Mutex<Option<(u64, Errno)>>,
+}
+
+impl Version {
+    /// A version nobody has written to.
+    pub fn new(fd: OwnedFd, id: FileId, writable: bool) -> Self {
+        Self {
+            fd,
+            direct: None,
+            id,
+            writable,
+            changes: AtomicU64::new(1),
+            synced: AtomicU64::new(0),
+            dirty_ms: AtomicU64::new(0),
+            caps: AtomicBool::new(false),
+            last_write_ms: AtomicU64::new(0),
+            accounted: AtomicU64::new(0),
+            taint: Mutex::new(None),
+        }
+    }
+
+    /// Counts a change at time `now_ms`. True when everything was durable before it.
+    pub fn mark_changed(&self, now_ms: u64) -> bool {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.last_write_ms.store(now_ms, Ordering::Relaxed);
+        self.dirty_ms.compare_exchange(0, now_ms.max(1), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// A flush that began after `changes` had this value succeeded. True when nothing is left to do.
+    pub fn mark_synced(&self, changes: u64) -> bool {
+        self.synced.fetch_max(changes, Ordering::AcqRel);
+        let all = self.is_synced();
+        if all {
+            self.dirty_ms.store(0, Ordering::Release);
+        }
+        all
+    }
+
+    /// Whether every change is known to be durable.
+    pub fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire) >= self.changes.load(Ordering::Acquire)
+    }
+
+    /// Borrowed descriptor.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Work that waits for a commit of the file to end.
+pub type Parked = Box<dyn FnOnce() + Send>;
+
+/// The changing part of a [`File`].
+pub struct State {
+    /// Where it stands.
+    pub phase: Phase,
+    /// The content that programs see, when open or staged.
+    pub version: Option<Arc<Version>>,
+    /// The committed inode; `None` when nothing was committed yet.
+    pub anchor: Option<Anchor>,
+    /// Identity of the committed inode.
+    pub id: Option<FileId>,
+    /// Names that are known; a file with several is written in place.
+    pub names: Vec<Place>,
+    /// Open descriptors.
+    pub opens: u32,
+    /// Those that may write.
+    pub writers: u32,
+    /// Descriptors that wrote and were not closed or synced since.
+    pub unflushed: u32,
+    /// A close was acknowledged and its commit is still to come.
+    pub pending: bool,
+    /// The policy of the newest open.
+    pub policy: Policy,
+    /// Commits that failed; a descriptor opened before the last failure stays failed.
+    pub failures: u32,
+    /// Waiting for the commit to end.
+    pub parked: Mutex<Vec<Parked>>,
+    /// To be answered with the result of the commit that runs.
+    pub joined: Mutex<Vec<Done>>,
+    /// Keeps the inode reachable after its last name went.
+    pub pin: Option<OwnedFd>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("phase", &self.phase).field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Changes the phase, or reports the bug.
+    pub fn go(&mut self, e: Event) -> Result<(), Errno> {
+        self.phase = self.phase.on(e).map_err(|bug| {
+            tracing::error!(%bug, "state machine");
+            Errno::IO
+        })?;
+        Ok(())
+    }
+
+    /// The open version.
+    pub fn open_version(&self) -> Result<&Arc<Version>, Errno> {
+        self.version.as_ref().ok_or(Errno::BADF)
+    }
+
+    /// Whether content is seen that no commit has published.
+    pub fn is_staged(&self) -> bool {
+        matches!(self.phase, Phase::Staged | Phase::Committing)
+    }
+}
+
+/// One regular file, whatever backing inode holds its content at the moment.
+#[derive(Debug)]
+pub struct File {
+    /// The number that the layer above gave it.
+    pub tag: u64,
+    /// Readers of content and attributes share it; every change of phase takes it alone.
+    pub state: RwLock<State>,
+}
+
+impl File {
+    /// A file that exists in the backing directory.
+    pub fn committed(tag: u64, id: FileId, anchor: Anchor) -> Self {
+        Self { tag, state: RwLock::new(State { anchor: Some(anchor), id: Some(id), ..State::empty() }) }
+    }
+
+    /// A file that exists as a staged version only.
+    pub fn created(tag: u64, version: Version, place: Place) -> Self {
+        let state =
+            State { phase: Phase::Staged, version: Some(Arc::new(version)), names: vec![place], ..State::empty() };
+        Self { tag, state: RwLock::new(state) }
+    }
+
+    /// Learns a name by lookup; the `only` one when the inode has a single link.
+    pub fn learn_name(&self, dir: &Arc<Dir>, name: &OsStr, only: bool) {
+        let known = |st: &State| st.names.iter().any(|p| p.is(dir, name)) && (!only || st.names.len() == 1);
+        if known(&self.state.read()) {
+            return;
+        }
+        let mut st = self.state.write();
+        // A file with a staged version is published under the name that it was staged for.
+        if st.phase != Phase::Clean || known(&st) {
+            return;
+        }
+        if only {
+            st.names.clear();
+        }
+        st.names.push(Place { dir: dir.clone(), name: name.to_owned() });
+    }
+
+    /// A name that is known, if any.
+    pub fn any_name(&self) -> Option<Place> {
+        self.state.read().names.first().cloned()
+    }
+}
+
+impl State {
+    fn empty() -> Self {
+        Self {
+            phase: Phase::Clean,
+            version: None,
+            anchor: None,
+            id: None,
+            names: Vec::new(),
+            opens: 0,
+            writers: 0,
+            unflushed: 0,
+            pending: false,
+            policy: Policy::default(),
+            failures: 0,
+            parked: Mutex::default(),
+            joined: Mutex::default(),
+            pin: None,
+        }
+    }
+}
+
+/// An open descriptor of a program.
+#[derive(Debug)]
+pub struct Handle {
+    /// The file.
+    pub file: Arc<File>,
+    /// open(2) flags.
+    pub flags: i32,
+    /// The policy at the time of the open.
+    pub policy: Policy,
+    /// Writes through it go to a staged version: it created or truncated the file, or the policy says so.
+    pub replace: AtomicBool,
+    /// Wrote since its last close or fsync.
+    pub dirty: AtomicBool,
+    /// `State::failures` at the time of the open.
+    pub failures: u32,
+}
+
+impl Handle {
+    /// Whether it may write.
+    pub fn writes(&self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    /// Whether each write is a commit point.
+    pub fn is_sync(&self) -> bool {
+        self.flags & (libc::O_SYNC | libc::O_DSYNC) != 0
+    }
+
+    /// Notes a write; true when it is the first since the last close or fsync.
+    pub fn mark_dirty(&self) -> bool {
+        !self.dirty.swap(true, Ordering::AcqRel)
+    }
+}

@@ -1,0 +1,401 @@
+//! Content: open, read, write, truncate, allocate. Decides per call which version it concerns.
+//!
+//! Invariant: in phase `Committing` nothing changes the version; such calls answer [`Access::Wait`] and are run
+//! again when the commit has ended. A write holds the file's state lock (shared) for its length, and a commit takes
+//! it alone to begin, so a commit holds every write that was acknowledged before it and no part of a later one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{self as rfs, FallocateFlags, Mode, Stat};
+use rustix::io::Errno;
+
+use super::Engine;
+use super::dispatch::{Copy, Done, Work};
+use super::file::{File, Handle, State, Version};
+use super::stage::{Content, without_privileges};
+use super::state::Phase;
+use crate::config::policy::{Policy, WriteMode};
+use crate::telemetry::Counters;
+
+const CAPS: &str = "security.capability";
+/// Alignment of `O_DIRECT` writes, bytes: the largest logical block of common devices.
+const DIRECT_ALIGN: u64 = 4096;
+/// Largest range, in bytes, that is copied in one piece where it cannot be cloned: others wait for it.
+const COPY_MAX: usize = 2 << 20;
+
+/// The answer to a call that changes a file.
+#[derive(Debug)]
+pub enum Access<T> {
+    /// It is done, or failed.
+    Done(Result<T, Errno>),
+    /// A commit of the file runs; call again when it has ended ([`Engine::park`]).
+    Wait,
+}
+
+impl Engine {
+    /// Opens a file with open(2) flags; `unprivileged` when the caller's truncation takes set-user-ID away.
+    pub fn open(&self, file: &Arc<File>, flags: i32, policy: Policy, unprivileged: bool) -> Access<Handle> {
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let truncates = flags & libc::O_TRUNC != 0;
+        if (writes || truncates)
+            && let Err(e) = self.writable()
+        {
+            return Access::Done(Err(e));
+        }
+        let mut st = file.state.write();
+        if truncates && st.phase == Phase::Committing {
+            return Access::Wait;
+        }
+        if let Err(e) = self.ensure_version(&mut st, writes || truncates) {
+            return Access::Done(Err(e));
+        }
+        st.policy = policy;
+        let replace = if truncates { self.truncate_all(file, &mut st, policy, unprivileged) } else { Ok(false) };
+        drop(st);
+        Access::Done(replace.and_then(|r| self.opened(file, flags, policy, r || policy.mode == WriteMode::Replace)))
+    }
+
+    /// Counts a new descriptor.
+    pub(super) fn opened(&self, file: &Arc<File>, flags: i32, policy: Policy, replace: bool) -> Result<Handle, Errno> {
+        let mut st = file.state.write();
+        st.opens += 1;
+        let handle = Handle {
+            file: file.clone(),
+            flags,
+            policy,
+            replace: replace.into(),
+            dirty: false.into(),
+            failures: st.failures,
+        };
+        if handle.writes() {
+            st.writers += 1;
+        }
+        Ok(handle)
+    }
+
+    /// Makes sure that the content is open, for writing too if asked.
+    pub(super) fn ensure_version(&self, st: &mut State, writable: bool) -> Result<(), Errno> {
+        let open = |flags| -> Result<Version, Errno> {
+            let fd = match (&st.version, &st.anchor, &st.pin) {
+                (Some(v), ..) => self.backing.reopen(v.fd(), flags)?,
+                (None, _, Some(pin)) => self.backing.reopen(std::os::fd::AsFd::as_fd(pin), flags)?,
+                (None, Some(a), None) => self.backing.open_anchor(a, flags)?,
+                (None, None, None) => return Err(Errno::STALE),
+            };
+            let id = st.id.ok_or(Errno::STALE)?;
+            let v = Version::new(fd, id, flags & libc::O_ACCMODE != libc::O_RDONLY);
+            v.caps.store(rfs::fgetxattr(v.fd(), CAPS, &mut [0_u8; 0][..]).is_ok_and(|n| n > 0), Ordering::Relaxed);
+            Ok(v)
+        };
+        match &st.version {
+            Some(v) if v.writable || !writable => Ok(()),
+            None if !writable => {
+                st.version = Some(Arc::new(open(libc::O_RDONLY)?));
+                Ok(())
+            }
+            _ => {
+                st.version = Some(Arc::new(open(libc::O_RDWR)?));
+                Ok(())
+            }
+        }
+    }
+
+    /// Truncation to nothing: the start of a rewrite. True when the rewrite is staged.
+    fn truncate_all(&self, file: &Arc<File>, st: &mut State, policy: Policy, kill: bool) -> Result<bool, Errno> {
+        let stageable = st.phase == Phase::Clean && policy.mode != WriteMode::InPlace;
+        if stageable && self.begin_stage(file, st, Content::Empty, policy, kill)? {
+            return Ok(true);
+        }
+        self.ensure_version(st, true)?;
+        let v = st.open_version()?.clone();
+        self.backing.truncate(v.fd(), 0)?;
+        *v.taint.lock() = None;
+        drop_privileges(&v, kill)?;
+        self.touched(file, &v);
+        Ok(st.is_staged() && policy.mode != WriteMode::InPlace)
+    }
+
+    /// Reads at an offset; fewer bytes only at the end of the file.
+    pub fn read(&self, file: &File, off: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        let version = file.state.read().open_version()?.clone();
+        let mut done = 0;
+        while done < buf.len() {
+            match rustix::io::pread(version.fd(), &mut buf[done..], off + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(e) if done == 0 => return Err(e),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes at an offset; may write less, as write(2) may.
+    pub fn write(&self, h: &Handle, off: u64, data: &[u8], kill: bool) -> Access<usize> {
+        self.change(h, true, |v, staged| {
+            if staged {
+                self.account(v, off + data.len() as u64).inspect_err(|e| taint(v, off, *e))?;
+            }
+            drop_privileges(v, kill)?;
+            let wrote = self.put(v, off, data);
+            match &wrote {
+                Err(e) if staged => taint(v, off, *e),
+                Ok(n) => heal(v, off, *n),
+                Err(_) => {}
+            }
+            wrote
+        })
+    }
+
+    fn put(&self, v: &Version, off: u64, data: &[u8]) -> Result<usize, Errno> {
+        if let Some(direct) = &v.direct {
+            let aligned = off % DIRECT_ALIGN == 0 && data.len() as u64 % DIRECT_ALIGN == 0 && !data.is_empty();
+            if aligned {
+                match self.backing.write_direct(direct, off, data) {
+                    Err(Errno::INVAL) => {}
+                    r => {
+                        Counters::add(&self.counters.direct_writes, 1);
+                        return r;
+                    }
+                }
+            }
+            Counters::add(&self.counters.direct_fallbacks, 1);
+        }
+        self.backing.write(v.fd(), off, data)
+    }
+
+    /// Changes the size. Without a descriptor (truncate(2)) the change is committed within the commit interval.
+    pub fn set_size(&self, file: &Arc<File>, h: Option<&Handle>, size: u64, policy: Policy, kill: bool) -> Access<()> {
+        if let Err(e) = self.writable() {
+            return Access::Done(Err(e));
+        }
+        if size == 0 {
+            let mut st = file.state.write();
+            if st.phase == Phase::Committing {
+                return Access::Wait;
+            }
+            let r = self.ensure_version(&mut st, true).and_then(|()| self.truncate_all(file, &mut st, policy, kill));
+            if let (Ok(true), Some(h)) = (&r, h) {
+                h.replace.store(true, Ordering::Relaxed);
+            }
+            if h.is_none() {
+                st.pending = st.is_staged();
+            }
+            return Access::Done(r.map(|_| ()));
+        }
+        let resize = |v: &Version, _staged: bool| {
+            self.backing.truncate(v.fd(), size)?;
+            heal(v, size, usize::MAX);
+            drop_privileges(v, kill)
+        };
+        if let Some(h) = h {
+            return self.change(h, true, resize);
+        }
+        let mut st = file.state.write();
+        if st.phase == Phase::Committing {
+            return Access::Wait;
+        }
+        let staged = st.is_staged();
+        Access::Done(self.ensure_version(&mut st, true).and_then(|()| {
+            let v = st.open_version()?.clone();
+            resize(&v, staged)?;
+            self.touched(file, &v);
+            st.pending = true;
+            Ok(())
+        }))
+    }
+
+    /// fallocate(2) modes: preallocate, punch, zero, collapse, insert.
+    pub fn allocate(&self, h: &Handle, off: u64, len: u64, mode: i32, kill: bool) -> Access<()> {
+        self.change(h, true, |v, staged| {
+            let flags = FallocateFlags::from_bits_retain(mode as u32);
+            if staged && !flags.contains(FallocateFlags::PUNCH_HOLE) {
+                self.account(v, off + len)?;
+            }
+            drop_privileges(v, kill)?;
+            rfs::fallocate(v.fd(), flags, off, len)
+        })
+    }
+
+    /// copy_file_range(2) by the dispatcher; `done` gets the number of bytes copied, which may be fewer than asked.
+    pub fn copy(
+        self: &Arc<Self>,
+        src: &Handle,
+        src_off: u64,
+        dst: &Arc<Handle>,
+        dst_off: u64,
+        len: usize,
+        done: impl FnOnce(Result<usize, Errno>) + Send + 'static,
+    ) -> Access<()> {
+        let len = if self.backing.probe().reflink { len } else { len.min(COPY_MAX) };
+        let source = match src.file.state.read().open_version() {
+            Ok(v) => v.clone(),
+            Err(e) => return Access::Done(Err(e)),
+        };
+        let end = dst_off + len as u64;
+        let target = self.change(dst, false, |v, staged| if staged { self.account(v, end) } else { Ok(()) });
+        match target {
+            Access::Wait => return Access::Wait,
+            Access::Done(Err(e)) => return Access::Done(Err(e)),
+            Access::Done(Ok(())) => {}
+        }
+        // Taken again with the lock: the version that the ticket names is the one that a later commit publishes.
+        let st = dst.file.state.read();
+        if st.phase == Phase::Committing {
+            return Access::Wait;
+        }
+        let Some(v) = st.version.clone() else { return Access::Done(Err(Errno::BADF)) };
+        let copied = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (me, handle, version, n) = (self.clone(), dst.clone(), v.clone(), copied.clone());
+        let answer = Done::new(move |r| {
+            if r.is_ok() {
+                me.note_write(&handle, &version);
+            }
+            done(r.map(|()| n.load(Ordering::Acquire)).map_err(|e| e.errno()));
+        });
+        self.send(Work::Copy(Copy { src: source, src_off, dst: v, dst_off, len, copied }), answer);
+        Access::Done(Ok(()))
+    }
+
+    /// A write through `h` to `v` is done.
+    fn note_write(&self, h: &Handle, v: &Version) {
+        self.touched(&h.file, v);
+        if h.mark_dirty() {
+            h.file.state.write().unflushed += 1;
+        }
+    }
+
+    /// Runs `f` on the version that writes through `h` concern, with a flag that tells whether it is staged.
+    fn change<T>(&self, h: &Handle, wrote: bool, f: impl FnOnce(&Version, bool) -> Result<T, Errno>) -> Access<T> {
+        if let Err(e) = self.writable() {
+            return Access::Done(Err(e));
+        }
+        loop {
+            {
+                let st = h.file.state.read();
+                if st.failures != h.failures {
+                    return Access::Done(Err(Errno::IO));
+                }
+                if st.phase == Phase::Committing {
+                    return Access::Wait;
+                }
+                if let Some(v) = st.version.as_ref().filter(|v| v.writable && !Self::wants_stage(h, &st)) {
+                    let r = f(v, st.phase == Phase::Staged);
+                    let first = r.is_ok() && wrote && {
+                        self.touched(&h.file, v);
+                        h.mark_dirty()
+                    };
+                    drop(st);
+                    if first {
+                        h.file.state.write().unflushed += 1;
+                    }
+                    return Access::Done(r);
+                }
+            }
+            if let Err(e) = self.prepare(h) {
+                return Access::Done(Err(e));
+            }
+        }
+    }
+
+    /// Makes the file ready for writes through `h`: a new staged version, or the backing file opened for writing.
+    fn prepare(&self, h: &Handle) -> Result<(), Errno> {
+        let mut st = h.file.state.write();
+        if Self::wants_stage(h, &st) && !self.begin_stage(&h.file, &mut st, Content::Same, h.policy, false)? {
+            h.replace.store(false, Ordering::Relaxed);
+        }
+        if st.phase == Phase::Committing { Ok(()) } else { self.ensure_version(&mut st, true) }
+    }
+
+    /// Notes that the version changed and is to be made durable.
+    pub(super) fn touched(&self, file: &Arc<File>, v: &Version) {
+        if v.mark_changed(self.now_ms()) {
+            self.unsettled.lock().insert(file.tag, file.clone());
+        }
+    }
+
+    /// Attributes as programs see them.
+    pub fn stat(&self, file: &File) -> Result<Stat, Errno> {
+        let st = file.state.read();
+        let mut attr = match (&st.version, &st.anchor, &st.pin) {
+            (Some(v), ..) => rfs::fstat(v.fd())?,
+            (None, _, Some(pin)) => rfs::fstat(pin)?,
+            (None, Some(a), None) => rfs::fstat(self.backing.open_anchor(a, libc::O_PATH)?)?,
+            (None, None, None) => return Err(Errno::STALE),
+        };
+        if st.is_staged() {
+            attr.st_nlink = 1;
+        }
+        Ok(attr)
+    }
+
+    /// Runs `f` on a descriptor of the inode that holds the file's attributes: the staged one, else the committed
+    /// one. `f` gets an `O_PATH` descriptor when the file is not open. Waits while a commit runs if it `changes`.
+    pub fn with_inode<T>(
+        &self,
+        file: &Arc<File>,
+        changes: bool,
+        f: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<T, Errno>,
+    ) -> Access<T> {
+        if changes && let Err(e) = self.writable() {
+            return Access::Done(Err(e));
+        }
+        let st = file.state.read();
+        if changes && st.phase == Phase::Committing {
+            return Access::Wait;
+        }
+        let run = || {
+            let opened;
+            let fd = match (&st.version, &st.anchor, &st.pin) {
+                (Some(v), ..) => v.fd(),
+                (None, _, Some(pin)) => std::os::fd::AsFd::as_fd(pin),
+                (None, Some(a), None) => {
+                    opened = self.backing.open_anchor(a, libc::O_PATH)?;
+                    std::os::fd::AsFd::as_fd(&opened)
+                }
+                (None, None, None) => return Err(Errno::STALE),
+            };
+            let r = f(fd)?;
+            if let (true, Some(v)) = (changes, &st.version) {
+                self.touched(file, v);
+                let caps = rfs::getxattr(crate::backend::Backing::proc_path(fd).as_str(), CAPS, &mut [0_u8; 0][..]);
+                v.caps.store(caps.is_ok_and(|n| n > 0), Ordering::Relaxed);
+            }
+            Ok(r)
+        };
+        Access::Done(run())
+    }
+}
+
+/// Takes set-user-ID, set-group-ID (when `kill`) and capabilities away, as the kernel does on a write: it leaves this
+/// to us (`FUSE_HANDLE_KILLPRIV_V2`).
+pub(super) fn drop_privileges(v: &Version, kill: bool) -> Result<(), Errno> {
+    if v.caps.swap(false, Ordering::Relaxed) {
+        match rfs::fremovexattr(v.fd(), CAPS) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    if kill {
+        let mode = rfs::fstat(v.fd())?.st_mode;
+        if without_privileges(mode) != mode {
+            rfs::fchmod(v.fd(), Mode::from_raw_mode(without_privileges(mode) & 0o7777))?;
+        }
+    }
+    Ok(())
+}
+
+/// A write to a staged version failed: unless the program makes it good, the version is not what it wanted.
+fn taint(v: &Version, off: u64, e: Errno) {
+    v.taint.lock().get_or_insert((off, e));
+}
+
+/// A later write that covers the failed offset, or a truncation below it, makes it good.
+fn heal(v: &Version, off: u64, len: usize) {
+    let mut t = v.taint.lock();
+    if t.is_some_and(|(bad, _)| off <= bad && (bad - off) < len as u64) {
+        *t = None;
+    }
+}

@@ -1,0 +1,240 @@
+//! The product: knows files, versions and commits, nothing of FUSE; can be tested without a mount.
+//!
+//! ```text
+//! Clean --open(O_TRUNC)/create--> Staged --close/fsync/...--> Committing --published--> Clean
+//!                                    |                            `--failed--> Clean (old) or Orphan (new)
+//!                                    `--unlinked--> Orphan
+//! ```
+//!
+//! [`Engine`] is all that the layer above may call. It calls `backend` only, and the layer above through
+//! [`Observer`].
+
+mod batch;
+mod commit;
+pub mod dir;
+pub mod dispatch;
+pub mod file;
+pub mod io;
+pub mod layout;
+pub mod names;
+pub mod recover;
+pub mod stage;
+pub mod state;
+mod ticker;
+mod workers;
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsString;
+use std::io as stdio;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use parking_lot::{Condvar, Mutex, RwLock};
+use rustix::io::Errno;
+
+use crate::backend::{Backing, FileId};
+use crate::config::Config;
+use crate::telemetry::{Counters, FailedVersion, Latency};
+use dir::{Dir, DirFds};
+use dispatch::{Bounds, Ticket};
+use file::File;
+
+/// Directory descriptors kept open.
+const DIR_FDS: usize = 512;
+/// Failed versions that status remembers.
+const FAILED_KEPT: usize = 100;
+
+/// What the kernel still believes after a commit failed.
+#[derive(Debug, Clone)]
+pub struct Behind {
+    /// The file whose content and attributes went back.
+    pub tag: u64,
+    /// The name that is gone: directory and name.
+    pub name: Option<(u64, OsString)>,
+}
+
+/// What the layer above is told. Called with the file's state locked, so it must not call the engine.
+pub trait Observer: Send + Sync {
+    /// The file now also is the inode `id`.
+    fn staged(&self, file: &Arc<File>, id: FileId);
+    /// The file is the inode `new` and no more the inode `old`.
+    fn published(&self, file: &Arc<File>, old: Option<FileId>, new: FileId);
+    /// The file is no more the inode `id`, which is gone.
+    fn discarded(&self, file: &Arc<File>, id: FileId);
+    /// Caches of the kernel are stale.
+    fn behind(&self, what: Behind);
+}
+
+/// The engine of one mount.
+pub struct Engine {
+    /// The backing directory.
+    pub backing: Backing,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+    /// From submission to answer.
+    pub commit_latency: Latency,
+    /// One barrier.
+    pub flush_latency: Latency,
+    config: RwLock<Arc<Config>>,
+    queue: Mutex<Option<Sender<Ticket>>>,
+    workers: workers::Workers,
+    dir_fds: DirFds,
+    unsettled: Mutex<HashMap<u64, Arc<File>>>,
+    dirty_dirs: Mutex<HashMap<u64, Arc<Dir>>>,
+    observer: OnceLock<Arc<dyn Observer>>,
+    read_only: RwLock<Option<String>>,
+    failed: Mutex<VecDeque<FailedVersion>>,
+    idle_lock: Mutex<()>,
+    idle: Condvar,
+    started: Instant,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    stop: Mutex<Option<Sender<()>>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("backing", &self.backing).finish_non_exhaustive()
+    }
+}
+
+struct Nobody;
+impl Observer for Nobody {
+    fn staged(&self, _: &Arc<File>, _: FileId) {}
+    fn published(&self, _: &Arc<File>, _: Option<FileId>, _: FileId) {}
+    fn discarded(&self, _: &Arc<File>, _: FileId) {}
+    fn behind(&self, _: Behind) {}
+}
+
+impl Engine {
+    /// Starts dispatcher, workers and ticker.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn start(backing: Backing, config: Config) -> stdio::Result<Arc<Self>> {
+        let limits = config.limits;
+        let (tx, rx) = dispatch::queue(limits.queue_max);
+        let (stop, stopped) = crossbeam_channel::bounded(0);
+        let engine = Arc::new(Self {
+            backing,
+            counters: Arc::default(),
+            commit_latency: Latency::default(),
+            flush_latency: Latency::default(),
+            config: RwLock::new(Arc::new(config)),
+            queue: Mutex::new(Some(tx)),
+            workers: workers::Workers::start(2)?,
+            dir_fds: DirFds::new(DIR_FDS),
+            unsettled: Mutex::default(),
+            dirty_dirs: Mutex::default(),
+            observer: OnceLock::new(),
+            read_only: RwLock::new(None),
+            failed: Mutex::default(),
+            idle_lock: Mutex::new(()),
+            idle: Condvar::new(),
+            started: Instant::now(),
+            threads: Mutex::default(),
+            stop: Mutex::new(Some(stop)),
+        });
+        let bounds = Bounds { window: Duration::from_micros(limits.window_us), batch_max: limits.batch_max.max(1) };
+        let (me, counters) = (engine.clone(), engine.counters.clone());
+        let dispatcher = std::thread::Builder::new()
+            .name("dispatcher".into())
+            .spawn(move || dispatch::run(&rx, bounds, &counters, |batch| me.run_batch(batch)))?;
+        let me = engine.clone();
+        let ticker = std::thread::Builder::new().name("ticker".into()).spawn(move || me.tick_until(&stopped))?;
+        engine.threads.lock().extend([dispatcher, ticker]);
+        Ok(engine)
+    }
+
+    /// Sets who is told of changes; once.
+    pub fn observe(&self, who: Arc<dyn Observer>) {
+        if self.observer.set(who).is_err() {
+            tracing::error!("the engine has an observer already");
+        }
+    }
+
+    fn observer(&self) -> &dyn Observer {
+        self.observer.get().map_or(&Nobody, |o| o.as_ref())
+    }
+
+    /// The configuration that holds now.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.read().clone()
+    }
+
+    /// A descriptor of a directory.
+    pub fn dir_fd(&self, dir: &Arc<Dir>) -> Result<Arc<OwnedFd>, Errno> {
+        self.dir_fds.get(&self.backing, dir)
+    }
+
+    /// Milliseconds since the start, at least 1.
+    pub fn now_ms(&self) -> u64 {
+        (self.started.elapsed().as_millis() as u64).max(1)
+    }
+
+    /// `EROFS` once the device failed a flush.
+    pub fn writable(&self) -> Result<(), Errno> {
+        if self.read_only.read().is_some() { Err(Errno::ROFS) } else { Ok(()) }
+    }
+
+    /// Why the mount is read-only, if it is.
+    pub fn read_only_reason(&self) -> Option<String> {
+        self.read_only.read().clone()
+    }
+
+    /// Turns the mount read-only for good: the device does not keep what it acknowledges.
+    pub fn poison(&self, why: &str) {
+        let mut reason = self.read_only.write();
+        if reason.is_none() {
+            tracing::error!(
+                cause = why,
+                "the mount is read-only now; everything acknowledged before is as durable as the device kept it, \
+                 nothing is acknowledged from here on; check the device and its file system, then mount again"
+            );
+            *reason = Some(why.to_owned());
+        }
+    }
+
+    /// Remembers a failed version for the status.
+    fn note_failed(&self, v: FailedVersion) {
+        let mut failed = self.failed.lock();
+        if failed.len() == FAILED_KEPT {
+            failed.pop_front();
+        }
+        failed.push_back(v);
+    }
+
+    /// A version is in place under its name, but the sync of its directory failed.
+    fn published_not_durable(&self, place: &dir::Place, e: &dispatch::CommitError) {
+        Counters::add(&self.counters.commit_failures, 1);
+        let path = place.path().display().to_string();
+        tracing::error!(
+            %path, step = %e.failed_at, cause = %e.source,
+            "saved but not known to be durable: after a crash the file is old or new; save again"
+        );
+        self.note_failed(FailedVersion {
+            path,
+            kept_as: String::new(),
+            failed_at: e.failed_at.to_string(),
+            error: e.source.to_string(),
+        });
+    }
+
+    /// The failed versions, newest last.
+    pub fn failed_versions(&self) -> Vec<FailedVersion> {
+        self.failed.lock().iter().cloned().collect()
+    }
+
+    /// Whether so many acknowledged commits are outstanding that the next close has to wait for its own.
+    fn backlog_full(&self) -> bool {
+        self.unsettled.lock().len() >= self.config().limits.pending_max
+    }
+
+    /// Runs a call again on a worker thread.
+    pub fn run_later(&self, work: file::Parked) {
+        self.workers.run(work);
+    }
+}

@@ -1,0 +1,158 @@
+//! Time: what has to become durable within the commit interval, waiting for all of it, and the end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::Engine;
+use super::commit::give;
+use super::dispatch::{Done, Work};
+use super::file::File;
+use super::state::Phase;
+
+/// A version whose program keeps it open is committed when it was quiet for one interval, or after this many
+/// intervals even if it is written all the time: a log must reach the disk, a long copy should stay whole.
+const OPEN_INTERVALS: u64 = 12;
+
+impl Engine {
+    /// The ticker thread.
+    pub(super) fn tick_until(self: &Arc<Self>, stop: &Receiver<()>) {
+        let interval = self.config().limits.commit_interval();
+        let period = (interval / 5).clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let mut names_due = Instant::now() + interval;
+        while stop.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+            let now = self.now_ms();
+            let due: Vec<_> = self.unsettled.lock().values().cloned().collect();
+            for file in due.iter().filter(|f| is_due(f, now, interval.as_millis() as u64)) {
+                self.commit_quietly(file);
+            }
+            if Instant::now() >= names_due {
+                names_due = Instant::now() + interval;
+                self.sync_names();
+            }
+        }
+    }
+
+    fn commit_quietly(self: &Arc<Self>, file: &Arc<File>) {
+        let mut st = file.state.write();
+        let answer = self.submit(file, &mut st, false, Done::nobody());
+        drop(st);
+        give(answer);
+    }
+
+    /// Submits a sync of every directory with names that are not durable yet.
+    fn sync_names(self: &Arc<Self>) {
+        let dirs: Vec<_> = self.dirty_dirs.lock().drain().map(|(_, d)| d).collect();
+        for dir in dirs.into_iter().filter(|d| !d.is_synced()) {
+            let me = self.clone();
+            let again = dir.clone();
+            let done = Done::new(move |r| {
+                if r.is_err() || !again.is_synced() {
+                    me.dirty_dirs.lock().insert(again.tag, again.clone());
+                }
+                me.idle.notify_all();
+            });
+            self.send(Work::SyncDir(dir), done);
+        }
+    }
+
+    /// Makes everything durable that a program was told is done; `Err` with the number of files and directories left
+    /// when that takes longer than `limit` or the mount is read-only.
+    pub fn drain(self: &Arc<Self>, limit: Duration) -> Result<(), u64> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let files: Vec<_> = self.unsettled.lock().values().filter(|f| owes(f)).cloned().collect();
+            files.iter().for_each(|f| self.commit_quietly(f));
+            self.sync_names();
+            let left = || {
+                let files = self.unsettled.lock().values().filter(|f| owes(f)).count();
+                files as u64 + self.dirty_dirs.lock().len() as u64 + self.counters.in_flight.load(Ordering::Relaxed)
+            };
+            if left() == 0 {
+                return Ok(());
+            }
+            let mut guard = self.idle_lock.lock();
+            self.idle.wait_until(&mut guard, deadline.min(Instant::now() + Duration::from_millis(20)));
+            drop(guard);
+            if Instant::now() >= deadline || self.writable().is_err() {
+                return match left() {
+                    0 => Ok(()),
+                    n => Err(n),
+                };
+            }
+        }
+    }
+
+    /// The end of the mount: commits what programs finished, keeps in `.fsys/failed` what one was in the middle of,
+    /// and stops all threads. Returns what could not be made durable in time.
+    pub fn shutdown(self: &Arc<Self>, limit: Duration) -> Result<(), u64> {
+        self.stop.lock().take();
+        let finished: Vec<_> =
+            self.unsettled.lock().values().filter(|f| f.state.read().unflushed == 0).cloned().collect();
+        finished.iter().for_each(|f| self.commit_quietly(f));
+        let drained = self.drain(limit);
+        self.keep_unfinished();
+        self.workers.stop();
+        self.queue.lock().take();
+        for t in self.threads.lock().drain(..) {
+            if t.join().is_err() {
+                tracing::error!("an engine thread panicked");
+            }
+        }
+        drained
+    }
+
+    fn keep_unfinished(&self) {
+        for file in self.unsettled.lock().values() {
+            let st = file.state.read();
+            if let (Phase::Staged, Some(v), Some(place)) = (st.phase, &st.version, st.names.first()) {
+                self.keep_unfinished_version(v, place);
+            }
+        }
+    }
+
+    /// Age of the oldest change that is not durable, in milliseconds.
+    pub fn oldest_uncommitted_ms(&self) -> u64 {
+        let now = self.now_ms();
+        let age = |f: &Arc<File>| {
+            let st = f.state.read();
+            let since = st.version.as_ref().map_or(0, |v| v.dirty_ms.load(Ordering::Relaxed));
+            if since == 0 { 0 } else { now.saturating_sub(since) }
+        };
+        let files: Vec<_> = self.unsettled.lock().values().cloned().collect();
+        files.iter().map(age).max().unwrap_or(0)
+    }
+}
+
+/// Whether a program was told that its change is done, and it is not durable yet.
+fn owes(f: &Arc<File>) -> bool {
+    let st = f.state.read();
+    match st.phase {
+        Phase::Committing => true,
+        Phase::Staged => st.pending || st.writers == 0,
+        Phase::Clean => st.version.as_ref().is_some_and(|v| v.dirty_ms.load(Ordering::Acquire) != 0),
+        Phase::Orphan => false,
+    }
+}
+
+fn is_due(f: &Arc<File>, now: u64, interval: u64) -> bool {
+    let st = f.state.read();
+    let Some(v) = &st.version else { return false };
+    let since = v.dirty_ms.load(Ordering::Relaxed);
+    if since == 0 {
+        return false;
+    }
+    let age = now.saturating_sub(since);
+    let quiet = now.saturating_sub(v.last_write_ms.load(Ordering::Relaxed));
+    match st.phase {
+        // Ahead of the bound by the time that a commit may take.
+        Phase::Clean => age >= interval * 4 / 5,
+        Phase::Staged if st.pending => age >= interval * 4 / 5,
+        // Nothing was written yet: the program is still at it, however long that takes.
+        Phase::Staged if v.changes.load(Ordering::Relaxed) == 1 => false,
+        Phase::Staged => quiet >= interval || age >= interval * OPEN_INTERVALS,
+        Phase::Committing | Phase::Orphan => false,
+    }
+}

@@ -1,0 +1,160 @@
+//! Content of regular files: open, read, write, close, fsync.
+
+use std::sync::Arc;
+
+use rustix::fs::{self as rfs, SeekFrom};
+use rustix::io::Errno;
+
+use super::{Caller, Fs, Opened, Reply};
+use crate::engine::dispatch::{CommitError, Done};
+use crate::engine::file::Handle;
+use crate::engine::io::Access;
+
+fn errno(r: Result<(), CommitError>) -> Result<(), Errno> {
+    r.map_err(|e| e.errno())
+}
+
+impl Fs {
+    /// open(2) of an existing file; with `O_TRUNC` the rewrite begins here.
+    pub fn open(self: &Arc<Self>, caller: Caller, node: u64, flags: i32, reply: Reply<Opened>) {
+        let found = self.node(node).and_then(|n| Ok((self.policy_of(&n), n.file()?.clone())));
+        let (policy, file) = match found {
+            Ok(f) => f,
+            Err(e) => return reply.send(Err(e)),
+        };
+        match self.engine.open(&file, flags, policy, caller.uid != 0) {
+            Access::Done(h) => reply.send(h.map(|h| Opened { fh: self.files.add(h) })),
+            Access::Wait => {
+                let me = self.clone();
+                self.engine.park(&file, Box::new(move || me.open(caller, node, flags, reply)));
+            }
+        }
+    }
+
+    pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>, Errno> {
+        self.files.get(fh)
+    }
+
+    /// pread(2) into `buf`; the number of bytes read, short only at the end of the file.
+    pub fn read(&self, fh: u64, off: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        self.engine.read(&self.handle(fh)?.file, off, buf)
+    }
+
+    /// pwrite(2). `kill` when the write takes set-user-ID and set-group-ID away.
+    pub fn write(self: &Arc<Self>, fh: u64, off: u64, data: &[u8], kill: bool, reply: Reply<u32>) {
+        let h = match self.handle(fh) {
+            Ok(h) => h,
+            Err(e) => return reply.send(Err(e)),
+        };
+        match self.engine.write(&h, off, data, kill) {
+            Access::Done(Ok(n)) if h.is_sync() => {
+                self.engine.fsync(
+                    &h,
+                    h.flags & libc::O_SYNC != libc::O_SYNC,
+                    Done::new(move |r| {
+                        reply.send(errno(r).map(|()| n as u32));
+                    }),
+                );
+            }
+            Access::Done(r) => reply.send(r.map(|n| n as u32)),
+            Access::Wait => {
+                let (me, data) = (self.clone(), data.to_vec());
+                self.engine.park(&h.file, Box::new(move || me.write(fh, off, &data, kill, reply)));
+            }
+        }
+    }
+
+    /// close(2) of a descriptor or of one of its duplicates.
+    pub fn flush(&self, fh: u64, reply: Reply<()>) {
+        match self.handle(fh) {
+            Ok(h) => self.engine.close(&h, Done::new(move |r| reply.send(errno(r)))),
+            Err(e) => reply.send(Err(e)),
+        }
+    }
+
+    /// The last reference to a descriptor is gone.
+    pub fn release(&self, node: u64, fh: u64) {
+        if let Some(h) = self.files.remove(fh) {
+            self.engine.release(&h);
+            self.reap_if_forgotten(node);
+        }
+    }
+
+    /// fsync(2), fdatasync(2).
+    pub fn fsync(&self, fh: u64, data_only: bool, reply: Reply<()>) {
+        match self.handle(fh) {
+            Ok(h) => self.engine.fsync(&h, data_only, Done::new(move |r| reply.send(errno(r)))),
+            Err(e) => reply.send(Err(e)),
+        }
+    }
+
+    /// fallocate(2).
+    pub fn fallocate(self: &Arc<Self>, caller: Caller, fh: u64, off: u64, len: u64, mode: i32, reply: Reply<()>) {
+        let h = match self.handle(fh) {
+            Ok(h) => h,
+            Err(e) => return reply.send(Err(e)),
+        };
+        match self.engine.allocate(&h, off, len, mode, caller.uid != 0) {
+            Access::Done(r) => reply.send(r),
+            Access::Wait => {
+                let me = self.clone();
+                self.engine.park(&h.file, Box::new(move || me.fallocate(caller, fh, off, len, mode, reply)));
+            }
+        }
+    }
+
+    /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
+    pub fn lseek(&self, fh: u64, off: i64, whence: i32) -> Result<i64, Errno> {
+        let at = u64::try_from(off).map_err(|_| Errno::NXIO)?;
+        let from = match whence {
+            libc::SEEK_DATA => SeekFrom::Data(at),
+            libc::SEEK_HOLE => SeekFrom::Hole(at),
+            _ => return Err(Errno::INVAL),
+        };
+        let version = self.handle(fh)?.file.state.read().open_version()?.clone();
+        rfs::seek(version.fd(), from).map(|n| n as i64)
+    }
+
+    /// copy_file_range(2).
+    pub fn copy(self: &Arc<Self>, from: (u64, u64), to: (u64, u64), len: usize, reply: Reply<u32>) {
+        let handles = self.handle(from.0).and_then(|a| Ok((a, self.handle(to.0)?)));
+        let (src, dst) = match handles {
+            Ok(h) => h,
+            Err(e) => return reply.send(Err(e)),
+        };
+        // The reply may be needed on three ways; only the first that is taken sends it.
+        let slot = Arc::new(parking_lot::Mutex::new(Some(reply)));
+        let late = slot.clone();
+        let answer = move |r: Result<usize, Errno>| {
+            if let Some(reply) = late.lock().take() {
+                reply.send(r.map(|n| n as u32));
+            }
+        };
+        let len = len.min(u32::MAX as usize / 2);
+        match self.engine.copy(&src, from.1, &dst, to.1, len, answer) {
+            Access::Done(Ok(())) => {}
+            Access::Done(Err(e)) => {
+                if let Some(reply) = slot.lock().take() {
+                    reply.send(Err(e));
+                }
+            }
+            Access::Wait => {
+                let me = self.clone();
+                self.engine.park(
+                    &dst.file,
+                    Box::new(move || {
+                        if let Some(reply) = slot.lock().take() {
+                            me.copy(from, to, len, reply);
+                        }
+                    }),
+                );
+            }
+        }
+    }
+
+    pub(super) fn reap_if_forgotten(&self, node: u64) {
+        if self.table.get(node).is_some_and(|n| super::inode::Table::uncount(&n, 0)) {
+            self.reap(node);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The table of nodes: what the kernel knows by number, and which backing inode each one is at the moment.
+//!
+//! A node's number, which programs also see as `st_ino`, is that of the backing inode where the node was first met,
+//! unless another node has it: a file keeps its number when commits replace its backing inode, and the inode that
+//! then gets the freed number is shown under another. A node holds no descriptor unless it is open; it finds its inode
+//! by file handle. While a file has a staged version, two backing inodes are the same node.
+//! Lock order: state of a file, then the table.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::Sender;
+use parking_lot::RwLock;
+use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
+
+use super::{ROOT, StaleCache};
+use crate::backend::{Anchor, FileId, file_type};
+use crate::engine::dir::{Dir, Place};
+use crate::engine::file::File;
+use crate::engine::{Behind, Observer};
+
+/// What a node is.
+#[derive(Debug)]
+pub enum Kind {
+    /// A regular file.
+    File(Arc<File>),
+    /// A directory.
+    Dir(Arc<Dir>),
+    /// A symlink, fifo, socket or device.
+    Other(Anchor),
+}
+
+/// One node.
+#[derive(Debug)]
+pub struct Node {
+    /// The kernel's number for it, and `st_ino`.
+    pub id: u64,
+    /// What it is.
+    pub kind: Kind,
+    lookups: AtomicU64,
+    /// Backing inode of what is never replaced; for files the state knows.
+    fixed: FileId,
+}
+
+/// Work for the thread that talks to the kernel unasked.
+#[derive(Debug)]
+pub(super) enum Stale {
+    Cache(StaleCache),
+    Reap(u64),
+    Stop,
+}
+
+#[derive(Debug, Default)]
+struct Maps {
+    nodes: HashMap<u64, Arc<Node>>,
+    by_inode: HashMap<FileId, u64>,
+}
+
+/// All nodes.
+#[derive(Debug)]
+pub struct Table {
+    maps: RwLock<Maps>,
+    next: AtomicU64,
+    dev: u64,
+    stale: Sender<Stale>,
+}
+
+/// First of the numbers that no file system gives out: for inodes whose own number is taken.
+const OWN: u64 = 1 << 62;
+
+impl Table {
+    pub(super) fn new(root: Dir, id: FileId, dev: u64, stale: Sender<Stale>) -> Self {
+        let node = Node { id: ROOT, kind: Kind::Dir(Arc::new(root)), lookups: AtomicU64::new(1), fixed: id };
+        let mut maps = Maps::default();
+        maps.nodes.insert(ROOT, Arc::new(node));
+        maps.by_inode.insert(id, ROOT);
+        Self { maps: RwLock::new(maps), next: AtomicU64::new(OWN), dev, stale }
+    }
+
+    /// A number for a new node of a backing inode.
+    pub fn new_id(&self, id: FileId) -> u64 {
+        self.pick(&self.maps.read(), id)
+    }
+
+    fn pick(&self, maps: &Maps, id: FileId) -> u64 {
+        let free = id.dev == self.dev && id.ino > ROOT && id.ino < OWN && !maps.nodes.contains_key(&id.ino);
+        if free { id.ino } else { self.next.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// The node of a number.
+    pub fn get(&self, id: u64) -> Option<Arc<Node>> {
+        self.maps.read().nodes.get(&id).cloned()
+    }
+
+    /// The node of a backing inode.
+    pub fn find(&self, id: FileId) -> Option<Arc<Node>> {
+        let maps = self.maps.read();
+        maps.by_inode.get(&id).and_then(|n| maps.nodes.get(n)).cloned()
+    }
+
+    /// Nodes that the kernel knows.
+    pub fn len(&self) -> usize {
+        self.maps.read().nodes.len()
+    }
+
+    /// Counts a lookup of a node; false when it was dropped meanwhile.
+    pub fn count(&self, node: &Node) -> bool {
+        let maps = self.maps.read();
+        maps.nodes.contains_key(&node.id) && {
+            node.lookups.fetch_add(1, Ordering::AcqRel);
+            true
+        }
+    }
+
+    /// Takes `n` lookups back (0 only asks). True when none is left.
+    pub fn uncount(node: &Node, n: u64) -> bool {
+        let less = |v: u64| Some(v.saturating_sub(n));
+        node.lookups.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok_and(|v| v <= n)
+    }
+
+    /// Drops a node if the kernel does not know it any more.
+    pub fn remove_if_forgotten(&self, node: &Node) {
+        // Read before the table is locked: a file's state comes first in the lock order.
+        let current = match &node.kind {
+            Kind::File(f) => f.state.read().id,
+            _ => Some(node.fixed),
+        };
+        let mut maps = self.maps.write();
+        if node.lookups.load(Ordering::Acquire) > 0 || node.id == ROOT {
+            return;
+        }
+        maps.nodes.remove(&node.id);
+        for id in [Some(node.fixed), current].into_iter().flatten() {
+            maps.drop_inode(id, node.id);
+        }
+    }
+
+    /// The node of a file that the engine made or knows; counted.
+    pub fn enter_file(&self, file: &Arc<File>, id: FileId) -> Arc<Node> {
+        let mut maps = self.maps.write();
+        if let Some(n) = maps.nodes.get(&file.tag) {
+            n.lookups.fetch_add(1, Ordering::AcqRel);
+            return n.clone();
+        }
+        let kind = Kind::File(file.clone());
+        let node = Arc::new(Node { id: file.tag, kind, lookups: AtomicU64::new(1), fixed: id });
+        maps.nodes.insert(file.tag, node.clone());
+        maps.by_inode.insert(id, file.tag);
+        node
+    }
+
+    /// The node of a backing inode found under a name; counted.
+    pub fn enter(&self, anchor: Anchor, st: &Stat, dir: &Arc<Dir>, name: &OsStr) -> Arc<Node> {
+        let id = FileId::of(st);
+        loop {
+            let Some(node) = self.find(id).filter(|n| n.is(id, &anchor)) else { break };
+            if self.count(&node) {
+                node.learn_name(st, dir, name);
+                return node;
+            }
+        }
+        let mut maps = self.maps.write();
+        // Two lookups of the same new inode at the same time: the first one's node is the one.
+        if let Some(first) = maps.by_inode.get(&id).and_then(|n| maps.nodes.get(n))
+            && first.may_be(id, &anchor)
+        {
+            first.lookups.fetch_add(1, Ordering::AcqRel);
+            return first.clone();
+        }
+        let tag = self.pick(&maps, id);
+        let kind = match file_type(st) {
+            FileType::RegularFile => Kind::File(Arc::new(File::committed(tag, id, anchor))),
+            FileType::Directory => {
+                let place = Place { dir: dir.clone(), name: name.to_owned() };
+                Kind::Dir(Arc::new(Dir::new(tag, id, anchor, Some(place))))
+            }
+            _ => Kind::Other(anchor),
+        };
+        let node = Arc::new(Node { id: tag, kind, lookups: AtomicU64::new(1), fixed: id });
+        node.learn_name(st, dir, name);
+        maps.nodes.insert(tag, node.clone());
+        maps.by_inode.insert(id, tag);
+        node
+    }
+
+    fn tell(&self, s: Stale) {
+        // The receiver lives as long as the file system; after it nobody has caches.
+        drop(self.stale.send(s));
+    }
+
+    fn reap_later(&self, maps: &Maps, tag: u64) {
+        if maps.nodes.get(&tag).is_some_and(|n| n.lookups.load(Ordering::Acquire) == 0) {
+            self.tell(Stale::Reap(tag));
+        }
+    }
+}
+
+impl Maps {
+    /// Forgets which node a backing inode is, if it still is that one.
+    fn drop_inode(&mut self, id: FileId, node: u64) {
+        if self.by_inode.get(&id) == Some(&node) {
+            self.by_inode.remove(&id);
+        }
+    }
+}
+
+impl Node {
+    /// Whether this node is that very inode and not one that had the same number before.
+    fn is(&self, id: FileId, anchor: &Anchor) -> bool {
+        match &self.kind {
+            Kind::File(f) => {
+                let st = f.state.read();
+                // A staged inode is held open, so its number cannot have been reused.
+                st.id != Some(id) || st.anchor.as_ref().is_none_or(|a| a.same(anchor))
+            }
+            Kind::Dir(d) => d.anchor.same(anchor),
+            Kind::Other(a) => a.same(anchor),
+        }
+    }
+
+    /// [`Node::is`] for a caller that holds the table: a state that is locked is taken to match, since the thread
+    /// that holds it uses this very inode.
+    fn may_be(&self, id: FileId, anchor: &Anchor) -> bool {
+        match &self.kind {
+            Kind::File(f) => f
+                .state
+                .try_read()
+                .is_none_or(|st| st.id != Some(id) || st.anchor.as_ref().is_none_or(|a| a.same(anchor))),
+            _ => self.is(id, anchor),
+        }
+    }
+
+    fn learn_name(&self, st: &Stat, dir: &Arc<Dir>, name: &OsStr) {
+        match &self.kind {
+            Kind::File(f) => f.learn_name(dir, name, st.st_nlink == 1),
+            Kind::Dir(d) => {
+                let mut place = d.place.lock();
+                if !place.as_ref().is_some_and(|p| p.is(dir, name)) {
+                    *place = Some(Place { dir: dir.clone(), name: name.to_owned() });
+                }
+            }
+            Kind::Other(_) => {}
+        }
+    }
+
+    /// The regular file, if it is one.
+    pub fn file(&self) -> Result<&Arc<File>, Errno> {
+        match &self.kind {
+            Kind::File(f) => Ok(f),
+            Kind::Dir(_) => Err(Errno::ISDIR),
+            Kind::Other(_) => Err(Errno::INVAL),
+        }
+    }
+}
+
+impl Observer for Table {
+    fn staged(&self, file: &Arc<File>, id: FileId) {
+        self.maps.write().by_inode.insert(id, file.tag);
+    }
+
+    fn published(&self, file: &Arc<File>, old: Option<FileId>, new: FileId) {
+        let mut maps = self.maps.write();
+        if let Some(old) = old {
+            maps.drop_inode(old, file.tag);
+        }
+        maps.by_inode.insert(new, file.tag);
+        self.reap_later(&maps, file.tag);
+    }
+
+    fn discarded(&self, file: &Arc<File>, id: FileId) {
+        let mut maps = self.maps.write();
+        maps.drop_inode(id, file.tag);
+        self.reap_later(&maps, file.tag);
+    }
+
+    fn behind(&self, what: Behind) {
+        self.tell(Stale::Cache(StaleCache { node: what.tag, name: what.name }));
+    }
+}

@@ -1,0 +1,151 @@
+//! Attributes: stat, chmod, chown, truncate, times, readlink, statfs.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{self as rfs, AtFlags, CWD, Gid, Mode, StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+use rustix::io::Errno;
+
+use super::{Attr, Caller, Fs, Kind, Node, Reply};
+use crate::backend::Backing;
+use crate::engine::io::Access;
+
+/// A time to set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetTime {
+    /// The current time.
+    Now,
+    /// This time: seconds since 1970, negative before, and nanoseconds that count forward from them.
+    At(i64, u32),
+}
+
+/// Attributes to change; `None` stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: Option<SetTime>,
+    /// Modification time.
+    pub mtime: Option<SetTime>,
+}
+
+impl SetAttr {
+    fn only_size(&self) -> bool {
+        Self { size: None, ..*self } == Self::default()
+    }
+}
+
+impl Fs {
+    /// stat(2).
+    pub fn getattr(&self, node: u64) -> Result<Attr, Errno> {
+        self.attr_of(&*self.node(node)?)
+    }
+
+    /// chmod, chown, truncate, utimensat.
+    pub fn setattr(self: &Arc<Self>, caller: Caller, id: u64, fh: Option<u64>, set: SetAttr, reply: Reply<Attr>) {
+        let node = match self.node(id) {
+            Ok(n) => n,
+            Err(e) => return reply.send(Err(e)),
+        };
+        let sized = match set.size {
+            Some(size) => self.resize(&node, fh, size, caller.uid != 0),
+            None => Access::Done(Ok(())),
+        };
+        let done = match sized {
+            Access::Done(Ok(())) if set.only_size() => Access::Done(Ok(())),
+            Access::Done(Ok(())) => self.with_node(&node, true, |fd| apply(fd, &set)),
+            other => other,
+        };
+        match done {
+            Access::Done(r) => reply.send(r.and_then(|()| self.attr_of(&node))),
+            Access::Wait => {
+                let me = self.clone();
+                if let Ok(file) = node.file() {
+                    self.engine.park(file, Box::new(move || me.setattr(caller, id, fh, set, reply)));
+                }
+            }
+        }
+    }
+
+    fn resize(&self, node: &Node, fh: Option<u64>, size: u64, kill: bool) -> Access<()> {
+        let file = match node.file() {
+            Ok(f) => f,
+            Err(e) => return Access::Done(Err(e)),
+        };
+        let handle = fh.and_then(|fh| self.handle(fh).ok()).filter(|h| h.writes() && Arc::ptr_eq(&h.file, file));
+        let policy = handle.as_ref().map_or_else(|| self.policy_of(node), |h| h.policy);
+        self.engine.set_size(file, handle.as_deref(), size, policy, kill)
+    }
+
+    /// Runs `f` on a descriptor of a node, perhaps an `O_PATH` one.
+    pub(super) fn with_node<T>(
+        &self,
+        node: &Node,
+        changes: bool,
+        f: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>,
+    ) -> Access<T> {
+        if let Kind::File(file) = &node.kind {
+            return self.engine.with_inode(file, changes, f);
+        }
+        Access::Done((|| {
+            if changes {
+                self.engine.writable()?;
+            }
+            match &node.kind {
+                Kind::Dir(d) => {
+                    let r = f(self.engine.dir_fd(d)?.as_fd())?;
+                    if changes {
+                        self.engine.names_changed(d);
+                    }
+                    Ok(r)
+                }
+                Kind::Other(a) => f(self.backing().open_anchor(a, libc::O_PATH | libc::O_NOFOLLOW)?.as_fd()),
+                Kind::File(_) => Err(Errno::INVAL),
+            }
+        })())
+    }
+
+    /// readlink(2).
+    pub fn readlink(&self, node: u64) -> Result<Vec<u8>, Errno> {
+        let node = self.node(node)?;
+        let Kind::Other(a) = &node.kind else { return Err(Errno::INVAL) };
+        let fd = self.backing().open_anchor(a, libc::O_PATH | libc::O_NOFOLLOW)?;
+        rfs::readlinkat(&fd, "", Vec::new()).map(std::ffi::CString::into_bytes)
+    }
+
+    /// statfs(2).
+    pub fn statfs(&self) -> Result<StatVfs, Errno> {
+        rfs::fstatvfs(self.backing().root())
+    }
+}
+
+/// Owner first: a change of owner clears the bits that a change of mode may set.
+fn apply(fd: BorrowedFd<'_>, set: &SetAttr) -> Result<(), Errno> {
+    if set.uid.is_some() || set.gid.is_some() {
+        rfs::chownat(fd, "", set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)?;
+    }
+    let path = Backing::proc_path(fd);
+    if let Some(mode) = set.mode {
+        rfs::chmodat(CWD, path.as_str(), Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
+    }
+    if set.atime.is_some() || set.mtime.is_some() {
+        let times = Timestamps { last_access: timespec(set.atime), last_modification: timespec(set.mtime) };
+        rfs::utimensat(CWD, path.as_str(), &times, AtFlags::empty())?;
+    }
+    Ok(())
+}
+
+fn timespec(t: Option<SetTime>) -> Timespec {
+    match t {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(SetTime::At(secs, nanos)) => Timespec { tv_sec: secs, tv_nsec: nanos.into() },
+    }
+}

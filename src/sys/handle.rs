@@ -1,0 +1,68 @@
+//! File handles (name_to_handle_at(2), open_by_handle_at(2)): a name for an inode that needs no descriptor, that
+//! no rename makes stale, and that a reused inode number does not fool, since it holds the generation.
+
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use super::last_errno;
+
+/// `MAX_HANDLE_SZ` of linux/exportfs.h.
+const MAX: usize = 128;
+
+/// `struct file_handle` with room for the largest handle.
+#[repr(C)]
+struct Raw {
+    bytes: u32,
+    kind: i32,
+    data: [u8; MAX],
+}
+
+/// An owned file handle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileHandle {
+    kind: i32,
+    data: Box<[u8]>,
+}
+
+/// The handle of the inode that `fd` (also an `O_PATH` one) refers to.
+///
+/// # Errors
+/// `EOPNOTSUPP` where the file system has no handles.
+pub fn handle_of(fd: impl AsFd) -> Result<FileHandle, Errno> {
+    let mut raw = Raw { bytes: MAX as u32, kind: 0, data: [0; MAX] };
+    let mut mount_id: libc::c_int = 0;
+    // SAFETY: `raw` has the layout of `struct file_handle` followed by `bytes` bytes, the path is a C string.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            fd.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            &raw mut raw,
+            &raw mut mount_id,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    if rc != 0 {
+        return Err(last_errno());
+    }
+    Ok(FileHandle { kind: raw.kind, data: raw.data[..(raw.bytes as usize).min(MAX)].into() })
+}
+
+/// Opens the inode of a handle. `mount` is any descriptor on the same file system. Needs `CAP_DAC_READ_SEARCH`.
+///
+/// # Errors
+/// `ESTALE` when the inode is gone, `EPERM` without the capability.
+pub fn open_handle(mount: impl AsFd, h: &FileHandle, flags: i32) -> Result<OwnedFd, Errno> {
+    let mut raw = Raw { bytes: h.data.len() as u32, kind: h.kind, data: [0; MAX] };
+    raw.data[..h.data.len()].copy_from_slice(&h.data);
+    // SAFETY: `raw` has the layout of `struct file_handle` followed by `bytes` bytes.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_open_by_handle_at, mount.as_fd().as_raw_fd(), &raw mut raw, flags | libc::O_CLOEXEC)
+    };
+    if fd < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the kernel just made this descriptor, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}

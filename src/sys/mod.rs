@@ -1,0 +1,119 @@
+//! System calls that the libraries lack, each as one safe function. Owns no state; calls nobody else here.
+
+pub mod creds;
+pub mod handle;
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use rustix::io::Errno;
+
+fn check(rc: libc::c_int) -> Result<(), Errno> {
+    if rc == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// The error of the system call that just failed on this thread.
+fn last_errno() -> Errno {
+    std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}
+
+/// Starts the write-back of all dirty pages of a file and does not wait (sync_file_range(2)).
+pub fn write_out_start(fd: impl AsFd) -> Result<(), Errno> {
+    // SAFETY: plain integers and a descriptor that lives through the call.
+    check(unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) })
+}
+
+/// Writes all dirty pages of a file to the device and waits for them. They may then still sit in the device's
+/// cache: this is no flush. Reports **and consumes** a write-back error.
+pub fn write_out_wait(fd: impl AsFd) -> Result<(), Errno> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: plain integers and a descriptor that lives through the call.
+    check(unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, flags) })
+}
+
+/// syncfs(2): everything dirty in the file system that holds `fd`, strangers' data too.
+pub fn syncfs(fd: impl AsFd) -> Result<(), Errno> {
+    // SAFETY: a descriptor that lives through the call.
+    check(unsafe { libc::syncfs(fd.as_fd().as_raw_fd()) })
+}
+
+/// `struct fsxattr` of linux/fs.h.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FsXattr {
+    /// `FS_XFLAG_*`.
+    pub xflags: u32,
+    extsize: u32,
+    nextents: u32,
+    /// Project id for quotas.
+    pub project: u32,
+    cowextsize: u32,
+    pad: [u8; 8],
+}
+
+const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
+const FS_IOC_FSSETXATTR: libc::c_ulong = 0x401c_5820;
+
+/// Inode flags and project id (ioctl `FS_IOC_FSGETXATTR`).
+pub fn get_fsxattr(fd: BorrowedFd<'_>) -> Result<FsXattr, Errno> {
+    let mut x = FsXattr::default();
+    // SAFETY: the kernel writes one `struct fsxattr` (28 bytes) to the address of `x`, which is one.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut x) })?;
+    Ok(x)
+}
+
+/// Sets inode flags and project id (ioctl `FS_IOC_FSSETXATTR`).
+pub fn set_fsxattr(fd: BorrowedFd<'_>, x: &FsXattr) -> Result<(), Errno> {
+    // SAFETY: the kernel reads one `struct fsxattr` (28 bytes) from the address of `x`, which is one.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const *x) })
+}
+
+/// An ioctl whose argument is a buffer of the size that its number encodes (`_IOR`, `_IOW`, `_IOWR`).
+///
+/// # Errors
+/// The kernel's, or `EINVAL` when `buf` is smaller than the number says.
+pub fn ioctl_buf(fd: BorrowedFd<'_>, cmd: u32, buf: &mut [u8]) -> Result<i32, Errno> {
+    let size = ((cmd >> 16) & 0x3fff) as usize;
+    if buf.len() < size {
+        return Err(Errno::INVAL);
+    }
+    // SAFETY: the command number bounds what the kernel reads and writes to `size` bytes, which `buf` has; only
+    // commands from the caller's allow-list get here.
+    let rc = unsafe { libc::ioctl(fd.as_raw_fd(), cmd.into(), buf.as_mut_ptr()) };
+    if rc < 0 { Err(last_errno()) } else { Ok(rc) }
+}
+
+/// Memory aligned to 4096 bytes, for `O_DIRECT`.
+#[derive(Debug)]
+pub struct AlignedBuf {
+    ptr: std::ptr::NonNull<u8>,
+    layout: std::alloc::Layout,
+}
+
+// SAFETY: the buffer owns its memory alone, like a `Box<[u8]>`.
+unsafe impl Send for AlignedBuf {}
+
+impl AlignedBuf {
+    /// A buffer that holds a copy of `data`; `None` when `data` is empty.
+    pub fn from_slice(data: &[u8]) -> Option<Self> {
+        let layout = std::alloc::Layout::from_size_align(data.len(), 4096).ok().filter(|l| l.size() > 0)?;
+        // SAFETY: the layout has a non-zero size.
+        let raw = unsafe { std::alloc::alloc(layout) };
+        let Some(ptr) = std::ptr::NonNull::new(raw) else { std::alloc::handle_alloc_error(layout) };
+        // SAFETY: `ptr` owns at least `data.len()` fresh bytes that overlap nothing.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), ptr.as_ptr(), data.len()) };
+        Some(Self { ptr, layout })
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: `from_slice` initialised all `layout.size()` bytes.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.layout.size()) }
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `from_slice` with this very layout.
+        unsafe { std::alloc::dealloc(self.ptr.as_ptr(), self.layout) };
+    }
+}
