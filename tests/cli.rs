@@ -68,7 +68,8 @@ fn help_and_version_succeed() {
 fn background_and_foreground_give_the_same_true_error() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing");
-    for flags in [&["-f"][..], &[]] {
+    let log = format!("log_file={}", dir.path().join("log").display());
+    for flags in [&["-f"][..], &["-o", &log]] {
         let args: Vec<_> = flags.iter().copied().chain([text(&missing), text(dir.path())]).collect();
         let output = mount(&args);
         assert_eq!(output.status.code(), Some(2), "{}", err(&output));
@@ -95,7 +96,8 @@ fn a_second_daemon_on_one_backing_directory_is_told_who_is_there() {
     }
     let (backing, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let _first = Layout::open(backing.path()).unwrap();
-    let output = mount(&[text(backing.path()), text(there.path())]);
+    let log = format!("log_file={}", there.path().join("log").display());
+    let output = mount(&["-o", &log, text(backing.path()), text(there.path())]);
     assert_eq!(output.status.code(), Some(16), "{}", err(&output));
     assert!(err(&output).contains(&format!("pid {}", std::process::id())), "{}", err(&output));
     assert_eq!(fsys(&["recover", text(backing.path())]).status.code(), Some(16));

@@ -39,8 +39,13 @@ impl Place {
 
     fn command(&self, flags: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fsys-mount"));
-        command.args(flags).arg(&self.backing).arg(&self.mnt);
+        command.args(flags).arg("-o").arg(self.log()).arg(&self.backing).arg(&self.mnt);
         command
+    }
+
+    /// The log goes where the rest goes at the end of the test.
+    fn log(&self) -> String {
+        format!("log_file={}", self.mnt.with_extension("log").display())
     }
 
     fn mount(&self) -> Output {
@@ -118,7 +123,10 @@ fn mount_ask_and_unmount() {
     let again = p.mount();
     assert!(again.status.code() == Some(16) && err(&again).contains("there already"), "{}", err(&again));
     let elsewhere = tempfile::tempdir().unwrap();
-    let second = Command::new(env!("CARGO_BIN_EXE_fsys-mount")).arg(&p.backing).arg(elsewhere.path()).output().unwrap();
+    let second = {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fsys-mount"));
+        command.args(["-o", &p.log()]).arg(&p.backing).arg(elsewhere.path()).output().unwrap()
+    };
     assert_eq!(second.status.code(), Some(16), "{}", err(&second));
     assert!(err(&second).contains(&format!("pid {}", p.daemon())), "{}", err(&second));
 
@@ -221,7 +229,7 @@ fn the_form_of_mount_8_mounts() {
     let Some(p) = Place::new() else { return };
     let helper = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fsys-mount"));
-        command.arg0("/sbin/mount.fsys").arg(&p.backing).arg(&p.mnt).args(args).output().unwrap()
+        command.arg0("/sbin/mount.fsys").arg(&p.backing).arg(&p.mnt).args(["-o", &p.log()]).args(args).output().unwrap()
     };
     let fake = helper(&["-f", "-o", "rw"]);
     assert!(fake.status.success() && !p.is_mounted(), "{}", err(&fake));

@@ -102,7 +102,7 @@ impl Daemon {
         Err(unreachable(&mount.mountpoint, user, &last))
     }
 
-    /// Asks, and waits `time` (at least [`ANSWER_TIME`]) for the answer; an error that the daemon answers is
+    /// Asks, and waits `time` and 10 s more for the answer; an error that the daemon answers is
     /// returned as one.
     pub fn ask(&self, request: &Request, time: Duration) -> Result<Answer> {
         let exchange = || -> io::Result<Answer> {

@@ -1,6 +1,6 @@
 //! The command lines: `fsys-mount` in [`mount`], and the tool for people, `fsys`, one verb a file.
 //!
-//! A verb returns its [`Output`]; printing and exit codes are in one place, here.
+//! A verb returns its `Output`; printing and exit codes are in one place, here.
 
 mod client;
 mod drain;

@@ -6,9 +6,8 @@ use std::time::Duration;
 use super::Output;
 use super::client::{Daemon, find};
 use crate::error::{Error, Exit, Result};
-use crate::mount::check::{final_path, is_dead};
+use crate::mount::check::{detach, final_path, is_dead};
 use crate::mount::table::Mounted;
-use crate::mount::unmount::unmount;
 
 /// The daemon drains for up to a minute, and waits a little for open files.
 const TIME: Duration = Duration::from_secs(90);
@@ -44,7 +43,8 @@ pub fn run(args: &Args) -> Result<Output> {
             format!("{}: everything acknowledged is durable, and it is unmounted", full.display())
         }
         Err(_) if std::fs::metadata(&full).is_err_and(|e| is_dead(&e)) => {
-            unmount(&full, true).map_err(|e| failed(&mount, Exit::System, e.to_string(), "unmount it as root"))?;
+            detach(&full, Some(&mount))
+                .map_err(|e| failed(&mount, Exit::System, e.to_string(), "unmount it as root"))?;
             format!(
                 "{}: its daemon was gone; the dead mount is detached (`fsys recover BACKING` tidies)",
                 full.display()

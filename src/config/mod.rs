@@ -1,6 +1,6 @@
 //! The configuration: plain data, handed down.
 //!
-//! Values come from, later wins: the built-in defaults, the configuration file ([`file`]), the command line
+//! Values come from, later wins: the built-in defaults, the configuration file ([`mod@file`]), the command line
 //! ([`options`]). Both set a value by its name ([`keys`]), and [`Config::sources`] remembers where it came from.
 
 pub mod file;

@@ -5,10 +5,12 @@
 //! a [`Layout`] with a lock lives, no other daemon works here; `.fsys/` belongs to this user, is on the same
 //! file system as the backing directory and is in a format that this version knows.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags};
 use rustix::fs::{fchmod, flock, fstat, fsync, mkdirat, openat, statat};
@@ -45,6 +47,8 @@ pub struct Holder {
     pub pid: u32,
     /// Device number of its mount, `MAJ:MIN`; empty before it mounted.
     pub device: String,
+    /// Where it mounted; empty before. With the device number, which is given away again, it names the mount.
+    pub mountpoint: PathBuf,
 }
 
 /// The lock file, to note in it which mount belongs to the lock. Holds the lock, too.
@@ -52,15 +56,21 @@ pub struct Holder {
 pub struct LockNote(File);
 
 impl LockNote {
-    /// Notes this process, and the device number of its mount.
+    /// Notes this process, and its mount once there is one.
     ///
     /// # Errors
     /// The file cannot be written; the lock stands all the same.
-    pub fn write(&self, device: &str) -> std::io::Result<()> {
+    pub fn write(&self, mount: Option<(&str, &Path)>) -> std::io::Result<()> {
+        let mut line = std::process::id().to_string().into_bytes();
+        if let Some((device, mountpoint)) = mount {
+            line.extend_from_slice(format!(" {device} ").as_bytes());
+            line.extend_from_slice(mountpoint.as_os_str().as_bytes());
+        }
+        line.push(b'\n');
         let mut file = &self.0;
         file.set_len(0)?;
         file.rewind()?;
-        writeln!(file, "{} {device}", std::process::id())
+        file.write_all(&line)
     }
 }
 
@@ -83,7 +93,7 @@ impl Layout {
         }
         layout.holder = None;
         layout.lock = Some(file);
-        let noted = layout.note().and_then(|note| note.map_or(Ok(()), |n| n.write("")));
+        let noted = layout.note().and_then(|note| note.map_or(Ok(()), |n| n.write(None)));
         noted.map_err(|e| system(root, "lock", errno(&e)))?;
         write_format(root, &layout.dir)?;
         Ok(layout)
@@ -295,12 +305,14 @@ fn holder(dir: &OwnedFd) -> Option<Holder> {
 }
 
 fn holder_in(mut file: &File) -> Holder {
-    let mut text = String::new();
+    let mut line = Vec::new();
     // What cannot be read is not known; the lock itself says that someone is there.
-    file.rewind().and_then(|()| file.take(64).read_to_string(&mut text)).unwrap_or_default();
-    let mut words = text.split_whitespace();
-    let pid = words.next().and_then(|w| w.parse().ok()).unwrap_or(0);
-    Holder { pid, device: words.next().unwrap_or_default().to_owned() }
+    file.rewind().and_then(|()| file.take(8192).read_to_end(&mut line)).unwrap_or_default();
+    let mut words = line.strip_suffix(b"\n").unwrap_or(&line).splitn(3, |b| *b == b' ');
+    let mut word = || words.next().unwrap_or_default();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (pid, device) = (text(word()).parse().unwrap_or(0), text(word()));
+    Holder { pid, device, mountpoint: PathBuf::from(OsStr::from_bytes(word())) }
 }
 
 fn errno(e: &std::io::Error) -> Errno {
@@ -309,10 +321,12 @@ fn errno(e: &std::io::Error) -> Errno {
 
 fn busy(root: &Path, holder: &Holder) -> Error {
     let pid = holder.pid;
+    let place = holder.mountpoint.display().to_string();
+    let place = if place.is_empty() { place } else { format!(", mounted on {place}") };
     Error::new(
         Exit::Busy,
         format!("cannot use the backing directory {}", root.display()),
-        format!("another fsys-mount works on it (pid {pid})"),
+        format!("another fsys-mount works on it (pid {pid}{place})"),
         "nothing was changed; the mount that is there goes on",
         "use that mount (`fsys status`), or end it first (`fsys umount`)",
     )
@@ -378,9 +392,11 @@ mod tests {
         assert!(e.why.contains(&format!("pid {}", std::process::id())), "{e}");
         assert_eq!(Layout::inspect(dir.path()).unwrap().unwrap().holder().unwrap().pid, std::process::id());
         let note = first.note().unwrap().unwrap();
-        note.write("0:77").unwrap();
+        note.write(Some(("0:77", Path::new("/mnt/a b\nc")))).unwrap();
         drop(first);
-        assert_eq!(Layout::inspect(dir.path()).unwrap().unwrap().holder().unwrap().device, "0:77");
+        let holder = Layout::inspect(dir.path()).unwrap().unwrap().holder().cloned().unwrap();
+        assert_eq!((holder.device.as_str(), holder.mountpoint.as_path()), ("0:77", Path::new("/mnt/a b\nc")));
+        assert!(Layout::open(dir.path()).unwrap_err().why.contains("mounted on /mnt/a b"));
         drop(note);
         assert_eq!(Layout::inspect(dir.path()).unwrap().unwrap().holder(), None);
         Layout::open(dir.path()).unwrap();

@@ -4,7 +4,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{table, unmount};
+use super::table::{self, Mounted};
+use super::{control, unmount};
 use crate::error::{Errno, Error, Exit, Result};
 
 /// Both ends of a mount, canonical and checked.
@@ -81,11 +82,11 @@ pub fn is_dead(e: &io::Error) -> bool {
 fn detach_dead(mountpoint: &Path, notes: &mut Vec<String>) -> Result<()> {
     loop {
         let mounts = table::read().map_err(|e| system("table of mounts", Path::new("/proc/self/mountinfo"), &e))?;
-        let ours = table::at(&mounts, mountpoint).is_some_and(table::Mounted::is_fsys);
+        let ours = table::at(&mounts, mountpoint).filter(|m| m.is_fsys());
         match std::fs::metadata(mountpoint) {
-            Ok(_) if ours => return Err(already(mountpoint)),
-            Err(e) if is_dead(&e) && ours => {
-                unmount::unmount(mountpoint, true).map_err(|e| system("dead mount point", mountpoint, &e))?;
+            Ok(_) if ours.is_some() => return Err(already(mountpoint)),
+            Err(e) if is_dead(&e) && ours.is_some() => {
+                detach(mountpoint, ours).map_err(|e| system("dead mount point", mountpoint, &e))?;
                 notes.push(format!("detached the dead mount that an earlier daemon left at {}", mountpoint.display()));
             }
             // A dead mount of another program is not ours to take away.
@@ -93,6 +94,15 @@ fn detach_dead(mountpoint: &Path, notes: &mut Vec<String>) -> Result<()> {
             Ok(_) => return Ok(()),
         }
     }
+}
+
+/// Detaches a dead mount, and removes what its daemon left in the runtime directory.
+///
+/// # Errors
+/// As umount2(2).
+pub fn detach(mountpoint: &Path, dead: Option<&Mounted>) -> io::Result<()> {
+    dead.into_iter().for_each(control::remove_left);
+    unmount::unmount(mountpoint, true)
 }
 
 /// Neither directory may hold the other: inside the backing directory the daemon would meet its own mount and

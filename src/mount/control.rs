@@ -4,6 +4,7 @@
 //! directory that only its owner enters; the peer's credentials are checked besides. A client cannot wedge the
 //! daemon: requests are bounded in size and time, connections in number.
 
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,9 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::Event;
+use super::table::Mounted;
 use super::volume::Volume;
 use crate::error::{Error, Exit, Result};
 use crate::telemetry::{PathReport, Status};
@@ -78,6 +81,18 @@ pub fn socket_dirs(user: u32) -> Vec<PathBuf> {
     vec![runtime.join("fsys-mount"), PathBuf::from(format!("/tmp/fsys-mount-{user}"))]
 }
 
+/// Removes the socket that the daemon of a dead `mount` left; call it while the mount still holds its number.
+pub fn remove_left(mount: &Mounted) {
+    for dir in socket_dirs(mount.user.unwrap_or(0)) {
+        match std::fs::remove_file(dir.join(&mount.device)) {
+            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                tracing::warn!("cannot remove the socket of a dead mount in {}: {e}", dir.display());
+            }
+            _ => {}
+        }
+    }
+}
+
 /// The directory for this user's sockets and logs, made when missing.
 ///
 /// # Errors
@@ -110,9 +125,13 @@ fn me() -> u32 {
 }
 
 /// Serves until it is dropped; then the socket is removed.
+///
+/// The kernel gives a device number away again as soon as the mount is gone, before its daemon is. So the name
+/// may be another daemon's by then: a socket is removed by its inode, under a lock on the directory.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
+    inode: u64,
 }
 
 impl Server {
@@ -121,24 +140,41 @@ impl Server {
     /// # Errors
     /// The socket cannot be made.
     pub fn start(device: &str, volume: Arc<dyn Volume>, events: Sender<Event>) -> io::Result<Self> {
-        let path = own_dir()?.join(device);
-        // The device number is ours now, so a socket of that name is what a killed daemon left.
+        let dir = own_dir()?;
+        let path = dir.join(device);
+        let _lock = lock(&dir)?;
+        // The device number is ours now, so a socket of that name belongs to a daemon that is gone or ending.
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             _ => {}
         }
         let listener = UnixListener::bind(&path)?;
+        let inode = std::fs::symlink_metadata(&path)?.ino();
         std::thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &volume, &events))?;
-        Ok(Self { path })
+        Ok(Self { path, inode })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_file(&self.path) {
+        let remove = || -> io::Result<()> {
+            let _lock = lock(self.path.parent().unwrap_or(Path::new("/")))?;
+            match std::fs::symlink_metadata(&self.path) {
+                Ok(meta) if meta.ino() == self.inode => std::fs::remove_file(&self.path),
+                _ => Ok(()),
+            }
+        };
+        if let Err(e) = remove() {
             tracing::warn!("cannot remove the control socket {}: {e}", self.path.display());
         }
     }
+}
+
+/// Held while a name in the directory is checked and changed.
+fn lock(dir: &Path) -> io::Result<File> {
+    let dir = File::open(dir)?;
+    rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
+    Ok(dir)
 }
 
 fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, events: &Sender<Event>) {
@@ -264,7 +300,7 @@ pub fn not_drained(e: &super::volume::DrainError) -> Error {
     )
 }
 
-/// Sends an answer; a client that is gone or does not read is given up after [`REQUEST_TIME`].
+/// Sends an answer; a client that is gone or does not read is given up after 5 s.
 pub fn answer(mut stream: &UnixStream, reply: &Answer) {
     let mut send = || -> io::Result<()> {
         let mut line = serde_json::to_vec(reply)?;
@@ -346,10 +382,13 @@ mod tests {
     #[test]
     fn a_socket_that_a_kill_left_is_replaced() {
         let (first, _a, path) = server("left");
-        std::mem::forget(first);
-        let (_second, _b, same) = server("left");
+        let (second, _b, same) = server("left");
         assert_eq!(path, same);
+        // One that ends late does not take the name from the one that has it now.
+        drop(first);
         assert!(matches!(ask(&path, b"\"status\"\n"), Answer::Status(_)));
+        drop(second);
+        assert!(!path.exists());
     }
 
     #[test]

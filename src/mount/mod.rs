@@ -199,7 +199,8 @@ fn lock(backing: &Path) -> Result<Layout> {
 /// It mounted once, and nothing is mounted from it any more.
 fn is_ending(holder: &Holder) -> bool {
     let mounts = table::read().unwrap_or_default();
-    !holder.device.is_empty() && !mounts.iter().any(|m| m.device == holder.device && m.is_fsys())
+    let its = |m: &Mounted| m.is_fsys() && m.device == holder.device && m.mountpoint == holder.mountpoint;
+    !holder.device.is_empty() && !mounts.iter().any(its)
 }
 
 /// Waits until the mount is in the kernel's table and its root can be looked at.
@@ -246,7 +247,7 @@ impl Running {
                 return Err(e);
             }
         }
-        if let Some(Err(e)) = note.map(|n| n.write(&self.device)) {
+        if let Some(Err(e)) = note.map(|n| n.write(Some((&self.device, &self.mountpoint)))) {
             tracing::warn!("cannot note the mount in the lock file: {e}");
         }
         Ok(())
