@@ -344,7 +344,7 @@ fn vim_edits_with_each_way_of_writing() {
             ("auto", "set backupcopy=auto"),
             ("yes", "set backupcopy=yes writebackup"),
             ("no", "set backupcopy=no backup"),
-            ("fsync", "set backupcopy=yes fsync swapsync=sync"),
+            ("fsync", "set backupcopy=yes fsync swapsync=fsync"),
             ("bare", "set nobackup nowritebackup"),
         ] {
             let sub = dir.join(way);
