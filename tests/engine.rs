@@ -53,8 +53,7 @@ fn rig_with(config: Config) -> Rig {
     let own = |fd: std::os::fd::BorrowedFd<'_>| -> OwnedFd { fd.try_clone_to_owned().unwrap() };
     let script = Arc::new(Script::default());
     let gate: Arc<dyn Gate> = script.clone();
-    let backing =
-        Backing::open(own(layout.root()), own(layout.staging()), own(layout.failed()), Some(gate)).unwrap();
+    let backing = Backing::open(own(layout.root()), own(layout.staging()), own(layout.failed()), Some(gate)).unwrap();
     let st = rustix::fs::fstat(layout.root()).unwrap();
     let id = FileId::of(&st);
     let root = Arc::new(Dir::new(1, id, backing.anchor_of(layout.root().as_fd(), id).unwrap(), None));
@@ -112,11 +111,14 @@ impl Rig {
         let (entered, running) = mpsc::channel();
         let (tx, rx) = mpsc::channel();
         let t = tx.clone();
-        self.engine.close(&first, Done::new(move |_| {
-            entered.send(()).unwrap();
-            hold.recv().unwrap();
-            t.send((usize::MAX, Ok(()))).unwrap();
-        }));
+        self.engine.close(
+            &first,
+            Done::new(move |_| {
+                entered.send(()).unwrap();
+                hold.recv().unwrap();
+                t.send((usize::MAX, Ok(()))).unwrap();
+            }),
+        );
         running.recv_timeout(Duration::from_secs(60)).expect("the first is answered");
         for (i, h) in handles.iter().enumerate() {
             let t = tx.clone();
@@ -152,7 +154,8 @@ fn done<T>(a: Access<T>) -> Result<T, Errno> {
 }
 
 fn barriers(seen: &[Call]) -> Vec<Call> {
-    let kept = [Call::WriteOut, Call::SyncFile, Call::SyncFs, Call::LinkStage, Call::Publish, Call::SyncDir, Call::Answer];
+    let kept =
+        [Call::WriteOut, Call::SyncFile, Call::SyncFs, Call::LinkStage, Call::Publish, Call::SyncDir, Call::Answer];
     seen.iter().copied().filter(|c| kept.contains(c)).collect()
 }
 
@@ -175,12 +178,14 @@ fn order_of_a_single_commit() {
 #[test]
 fn order_of_a_batch() {
     let r = rig();
-    let handles: Vec<_> = (0..5).map(|i| {
-        let h = r.save(&format!("f{i}"), b"old");
-        let h = r.rewrite(&h);
-        r.write(&h, b"new").unwrap();
-        h
-    }).collect();
+    let handles: Vec<_> = (0..5)
+        .map(|i| {
+            let h = r.save(&format!("f{i}"), b"old");
+            let h = r.rewrite(&h);
+            r.write(&h, b"new").unwrap();
+            h
+        })
+        .collect();
     assert!(r.commit_together(&handles).iter().all(Result::is_ok));
     let seen = barriers(&r.script.seen.lock().unwrap());
     let mut want = vec![Call::SyncFile; 5];
@@ -302,12 +307,14 @@ fn a_failure_and_a_panic_are_isolated() {
     for panics in [false, true] {
         for call in [Call::SyncFile, Call::LinkStage, Call::Publish] {
             let r = rig();
-            let handles: Vec<_> = (0..5).map(|i| {
-                let h = r.save(&format!("f{i}"), b"old");
-                let h = r.rewrite(&h);
-                r.write(&h, format!("new{i}").as_bytes()).unwrap();
-                h
-            }).collect();
+            let handles: Vec<_> = (0..5)
+                .map(|i| {
+                    let h = r.save(&format!("f{i}"), b"old");
+                    let h = r.rewrite(&h);
+                    r.write(&h, format!("new{i}").as_bytes()).unwrap();
+                    h
+                })
+                .collect();
             // The batch's own calls count from 0: `commit_together` forgets those before.
             r.rule(move |c, n| match (c == call && n == 2, panics) {
                 (true, true) => panic!("injected"),
@@ -390,11 +397,13 @@ fn a_full_queue_makes_writers_wait() {
     let mut config = Config::default();
     config.limits.queue_max = 2;
     let r = rig_with(config);
-    let handles: Vec<_> = (0..20).map(|i| {
-        let h = r.create(&format!("f{i}"));
-        r.write(&h, b"data").unwrap();
-        h
-    }).collect();
+    let handles: Vec<_> = (0..20)
+        .map(|i| {
+            let h = r.create(&format!("f{i}"));
+            r.write(&h, b"data").unwrap();
+            h
+        })
+        .collect();
     assert!(r.commit_together(&handles).iter().all(Result::is_ok));
     assert!(r.engine.counters.values().queue_full_waits > 0, "the bound was reached");
     assert!((0..20).all(|i| r.on_disk(&format!("f{i}")).as_deref() == Some("data")));

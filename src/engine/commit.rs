@@ -40,6 +40,7 @@ impl Engine {
         if h.policy.durability == Durability::Relaxed {
             return self.commit_handle(h, false, done);
         }
+        self.submit_owed(&h.file);
         let mut st = h.file.state.write();
         if let Err(e) = self.check_handle(h, &st) {
             drop(st);
@@ -52,6 +53,9 @@ impl Engine {
     }
 
     fn commit_handle(self: &Arc<Self>, h: &Handle, waits: bool, done: Done) {
+        if waits {
+            self.submit_owed(&h.file);
+        }
         let mut st = h.file.state.write();
         if let Err(e) = self.check_handle(h, &st) {
             drop(st);
@@ -62,7 +66,7 @@ impl Engine {
         let answer = if waits || tainted || self.backlog_full() {
             self.submit(&h.file, &mut st, false, done)
         } else {
-            st.pending = true;
+            st.owe();
             Some((done, Ok(())))
         };
         drop(st);
@@ -93,13 +97,13 @@ impl Engine {
             st.writers = st.writers.saturating_sub(1);
         }
         let answer = match st.phase {
-            Phase::Staged if st.writers == 0 => match h.policy.durability {
-                Durability::Always | Durability::Close => self.submit(&h.file, &mut st, false, Done::nobody()),
-                Durability::Fsync | Durability::Relaxed => {
-                    st.pending = true;
-                    None
+            Phase::Staged if st.writers == 0 => {
+                st.owe();
+                match h.policy.durability {
+                    Durability::Always | Durability::Close => self.submit(&h.file, &mut st, false, Done::nobody()),
+                    Durability::Fsync | Durability::Relaxed => None,
                 }
-            },
+            }
             Phase::Clean if st.opens == 0 => {
                 self.close_if_idle(&mut st);
                 None
@@ -126,6 +130,22 @@ impl Engine {
         self.unsettled.lock().remove(&file.tag);
         if st.pin.is_some() || st.anchor.is_none() {
             st.version = None;
+        }
+    }
+
+    /// Submits the acknowledged saves of a directory, so that a later one there does not overtake them. They share its
+    /// batch, so they cost no flush. Called without any state locked.
+    fn submit_owed(self: &Arc<Self>, file: &File) {
+        let dir = file.state.read().names.first().map(|p| p.dir.clone());
+        let Some(dir) = dir else { return };
+        for other in self.acknowledged_in(&[&dir]) {
+            if other.tag == file.tag {
+                continue;
+            }
+            let mut st = other.state.write();
+            let answer = self.submit(&other, &mut st, false, Done::nobody());
+            drop(st);
+            give(answer);
         }
     }
 
@@ -222,8 +242,9 @@ impl Engine {
     /// The files in these directories whose close was acknowledged and whose commit is still to come: they come
     /// before any operation on names there.
     pub fn acknowledged_in(&self, dirs: &[&Arc<Dir>]) -> Vec<Arc<File>> {
-        let staged: Vec<_> = dirs.iter().flat_map(|d| d.staged.lock().values().cloned().collect::<Vec<_>>()).collect();
-        staged.into_iter().filter(|f| f.state.read().pending).collect()
+        let dirs = dirs.iter().filter(|d| d.owed.load(Ordering::Acquire) > 0);
+        let staged: Vec<_> = dirs.flat_map(|d| d.staged.lock().values().cloned().collect::<Vec<_>>()).collect();
+        staged.into_iter().filter(|f| f.state.read().owes()).collect()
     }
 
     /// The dispatcher published the version: it is the committed one now.
@@ -234,7 +255,7 @@ impl Engine {
         if st.go(Event::Published).is_err() {
             return;
         }
-        st.pending = false;
+        st.paid();
         version.mark_synced(version.changes.load(Ordering::Acquire));
         self.end_stage(version);
         // In this order: a lookup that read the old identity sees the new count and starts again.
@@ -279,7 +300,7 @@ impl Engine {
             return;
         }
         st.failures += 1;
-        st.pending = false;
+        st.paid();
         self.unsettled.lock().remove(&file.tag);
         st.unflushed = 0;
         self.end_stage(version);
@@ -338,7 +359,7 @@ impl Engine {
             let mut st = file.state.write();
             let current = st.version.as_ref().is_some_and(|v| v.id == version.id && v.is_synced());
             if current && st.phase != Phase::Staged {
-                st.pending = false;
+                st.paid();
                 self.unsettled.lock().remove(&file.tag);
                 self.close_if_idle(&mut st);
             }

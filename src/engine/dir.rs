@@ -58,6 +58,8 @@ pub struct Dir {
     /// Raised when a staged version is published, before the file's old identity is forgotten: a lookup that began
     /// earlier has to be repeated.
     pub published: AtomicU64,
+    /// How many files here have a change that was acknowledged and is not committed yet.
+    pub owed: AtomicU64,
     fd: Mutex<Option<Arc<OwnedFd>>>,
     changed: AtomicU64,
     synced: AtomicU64,
@@ -73,6 +75,7 @@ impl Dir {
             place: Mutex::new(place),
             staged: Mutex::default(),
             published: AtomicU64::new(0),
+            owed: AtomicU64::new(0),
             fd: Mutex::new(None),
             changed: AtomicU64::new(0),
             synced: AtomicU64::new(0),

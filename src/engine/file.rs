@@ -111,8 +111,8 @@ pub struct State {
     pub writers: u32,
     /// Descriptors that wrote and were not closed or synced since.
     pub unflushed: u32,
-    /// A close was acknowledged and its commit is still to come.
-    pub pending: bool,
+    /// A close was acknowledged and its commit is still to come: the directory that counts it ([`State::owe`]).
+    pub owed_in: Option<Arc<Dir>>,
     /// The policy of the newest open.
     pub policy: Policy,
     /// Commits that failed; a descriptor opened before the last failure stays failed.
@@ -139,6 +139,28 @@ impl State {
             Errno::IO
         })?;
         Ok(())
+    }
+
+    /// Notes that a program was told that its change is done, which a commit is still to make true.
+    pub fn owe(&mut self) {
+        if self.owed_in.is_none()
+            && let Some(p) = self.names.first()
+        {
+            p.dir.owed.fetch_add(1, Ordering::AcqRel);
+            self.owed_in = Some(p.dir.clone());
+        }
+    }
+
+    /// The commit came, or there is nothing left to commit.
+    pub fn paid(&mut self) {
+        if let Some(dir) = self.owed_in.take() {
+            dir.owed.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether a commit is owed.
+    pub fn owes(&self) -> bool {
+        self.owed_in.is_some()
     }
 
     /// The open version.
@@ -208,7 +230,7 @@ impl State {
             opens: 0,
             writers: 0,
             unflushed: 0,
-            pending: false,
+            owed_in: None,
             policy: Policy::default(),
             failures: 0,
             parked: Mutex::default(),

@@ -52,26 +52,7 @@ impl Engine {
         }
         st.policy = policy;
         let replace = if truncates { self.truncate_all(file, &mut st, policy, unprivileged) } else { Ok(false) };
-        drop(st);
-        Access::Done(replace.and_then(|r| self.opened(file, flags, policy, r || policy.mode == WriteMode::Replace)))
-    }
-
-    /// Counts a new descriptor.
-    pub(super) fn opened(&self, file: &Arc<File>, flags: i32, policy: Policy, replace: bool) -> Result<Handle, Errno> {
-        let mut st = file.state.write();
-        st.opens += 1;
-        let handle = Handle {
-            file: file.clone(),
-            flags,
-            policy,
-            replace: replace.into(),
-            dirty: false.into(),
-            failures: st.failures,
-        };
-        if handle.writes() {
-            st.writers += 1;
-        }
-        Ok(handle)
+        Access::Done(replace.map(|r| opened(file, &mut st, flags, policy, r || policy.mode == WriteMode::Replace)))
     }
 
     /// Makes sure that the content is open, for writing too if asked.
@@ -181,7 +162,9 @@ impl Engine {
                 h.replace.store(true, Ordering::Relaxed);
             }
             if h.is_none() {
-                st.pending = st.is_staged();
+                if st.is_staged() {
+                    st.owe();
+                }
             }
             return Access::Done(r.map(|_| ()));
         }
@@ -202,7 +185,7 @@ impl Engine {
             let v = st.open_version()?.clone();
             resize(&v, staged)?;
             self.touched(file, &v);
-            st.pending = true;
+            st.owe();
             Ok(())
         }))
     }
@@ -400,4 +383,22 @@ fn heal(v: &Version, off: u64, len: usize) {
     if t.is_some_and(|(bad, _)| off <= bad && (bad - off) < len as u64) {
         *t = None;
     }
+}
+
+/// Counts a new descriptor. Under the same lock as the opening of the version: a commit that ended in between would
+/// close it again.
+pub(super) fn opened(file: &Arc<File>, st: &mut State, flags: i32, policy: Policy, replace: bool) -> Handle {
+    st.opens += 1;
+    let handle = Handle {
+        file: file.clone(),
+        flags,
+        policy,
+        replace: replace.into(),
+        dirty: false.into(),
+        failures: st.failures,
+    };
+    if handle.writes() {
+        st.writers += 1;
+    }
+    handle
 }

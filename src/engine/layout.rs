@@ -99,8 +99,8 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Opens `.fsys/` under `root` to look at it: nothing is created, written or locked. `None`: there is none.
-    /// [`Layout::holder`] then says whether a daemon works here.
+    /// Opens `.fsys/` under `root` to look at it: nothing is created, written or locked. `None`: there is none,
+    /// or it was only begun. [`Layout::holder`] then says whether a daemon works here.
     pub fn inspect(root: &Path) -> Result<Option<Self>> {
         let root_fd = open_root(root)?;
         let dir = match openat(&root_fd, NAME, OFlags::RDONLY | DIRECTORY, Mode::empty()) {
@@ -111,10 +111,15 @@ impl Layout {
         };
         check_ours(root, &root_fd, &dir)?;
         check_format(root, &dir)?;
-        let open = |name: &str| {
-            openat(&dir, name, OFlags::RDONLY | DIRECTORY, Mode::empty()).map_err(|e| system(root, name, e))
+        let open = |name: &str| match openat(&dir, name, OFlags::RDONLY | DIRECTORY, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(system(root, name, e)),
         };
-        let (staging, failed, journal) = (open("staging")?, open("failed")?, open("journal")?);
+        let (Some(staging), Some(failed), Some(journal)) = (open("staging")?, open("failed")?, open("journal")?) else {
+            // A crash cut the very first mount short: nothing was ever staged here, the next mount makes the rest.
+            return Ok(None);
+        };
         let holder = holder(&dir);
         Ok(Some(Self { root: root_fd, dir, staging, failed, journal, lock: None, holder }))
     }
@@ -378,6 +383,7 @@ mod tests {
         // A creation that a crash cut: the next one completes it.
         std::fs::write(inner.join("format"), "fsys-m").unwrap();
         std::fs::remove_dir(inner.join("journal")).unwrap();
+        assert!(Layout::inspect(dir.path()).unwrap().is_none(), "only begun");
         Layout::open(dir.path()).unwrap();
         assert_eq!(std::fs::read_to_string(inner.join("format")).unwrap(), FORMAT);
         assert_eq!(names(std::fs::File::open(dir.path()).unwrap()).unwrap(), [NAME]);

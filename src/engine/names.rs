@@ -101,7 +101,7 @@ impl Engine {
         let staged = st.phase == Phase::Staged;
         let gone = staged || self.link_count(st) == 0;
         if gone && st.go(Event::Unlinked).is_ok() {
-            st.pending = false;
+            st.paid();
             self.unsettled.lock().remove(&file.tag);
             if staged && let Some(v) = st.version.clone() {
                 self.end_stage(&v);

@@ -65,7 +65,8 @@ impl Engine {
             staged.insert(name.to_owned(), file.clone());
         }
         self.note_stage(&file, id);
-        self.opened(&file, flags, policy, true)
+        let mut st = file.state.write();
+        Ok(super::io::opened(&file, &mut st, flags, policy, true))
     }
 
     /// Whether writes through `h` are to go to a new staged version.

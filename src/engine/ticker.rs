@@ -132,7 +132,7 @@ fn owes(f: &Arc<File>) -> bool {
     let st = f.state.read();
     match st.phase {
         Phase::Committing => true,
-        Phase::Staged => st.pending || st.writers == 0,
+        Phase::Staged => st.owes() || st.writers == 0,
         Phase::Clean => st.version.as_ref().is_some_and(|v| v.dirty_ms.load(Ordering::Acquire) != 0),
         Phase::Orphan => false,
     }
@@ -150,7 +150,7 @@ fn is_due(f: &Arc<File>, now: u64, interval: u64) -> bool {
     match st.phase {
         // Ahead of the bound by the time that a commit may take.
         Phase::Clean => age >= interval * 4 / 5,
-        Phase::Staged if st.pending => age >= interval * 4 / 5,
+        Phase::Staged if st.owes() => age >= interval * 4 / 5,
         // Nothing was written yet: the program is still at it, however long that takes.
         Phase::Staged if v.changes.load(Ordering::Relaxed) == 1 => false,
         Phase::Staged => quiet >= interval || age >= interval * OPEN_INTERVALS,
