@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Output;
 use super::client::{Daemon, find};
 use crate::error::{Error, Exit, Result};
-use crate::mount::check::{detach, final_path, is_dead};
+use crate::mount::check::{ask, detach, final_path, is_dead};
 use crate::mount::table::Mounted;
 
 /// The daemon drains for up to a minute, and waits a little for open files.
@@ -42,7 +42,7 @@ pub fn run(args: &Args) -> Result<Output> {
             daemon.stop(args.lazy, TIME)?;
             format!("{}: everything acknowledged is durable, and it is unmounted", full.display())
         }
-        Err(_) if std::fs::metadata(&full).is_err_and(|e| is_dead(&e)) => {
+        Err(_) if ask(&full).is_err_and(|e| is_dead(&e)) => {
             detach(&full, Some(&mount))
                 .map_err(|e| failed(&mount, Exit::System, e.to_string(), "unmount it as root"))?;
             format!(

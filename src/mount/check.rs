@@ -79,11 +79,20 @@ pub fn is_dead(e: &io::Error) -> bool {
     matches!(Errno::from_io_error(e), Some(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
+/// Asks the file system at `path`. By statfs(2), since attributes may come from the kernel's cache, for a while even
+/// when the daemon is gone.
+///
+/// # Errors
+/// As statfs(2); [`is_dead`] knows those of a dead mount.
+pub fn ask(path: &Path) -> io::Result<()> {
+    rustix::fs::statvfs(path).map(|_| ()).map_err(io::Error::from)
+}
+
 fn detach_dead(mountpoint: &Path, notes: &mut Vec<String>) -> Result<()> {
     loop {
         let mounts = table::read().map_err(|e| system("table of mounts", Path::new("/proc/self/mountinfo"), &e))?;
         let ours = table::at(&mounts, mountpoint).filter(|m| m.is_fsys());
-        match std::fs::metadata(mountpoint) {
+        match ask(mountpoint) {
             Ok(_) if ours.is_some() => return Err(already(mountpoint)),
             Err(e) if is_dead(&e) && ours.is_some() => {
                 detach(mountpoint, ours).map_err(|e| system("dead mount point", mountpoint, &e))?;

@@ -209,7 +209,7 @@ fn answering(place: &check::Place) -> Result<Mounted> {
     let (sender, answer) = mpsc::channel();
     let path = mountpoint.to_owned();
     // In a thread of its own: a mount that does not answer would hold this one for ever.
-    spawn("probe", move || sender.send(std::fs::metadata(path)).unwrap_or_default())?;
+    spawn("probe", move || sender.send(check::ask(&path)).unwrap_or_default())?;
     let failed = |why: &dyn std::fmt::Display| {
         let what = format!("the mount on {} does not answer", mountpoint.display());
         Error::new(Exit::Mount, what, why, "it was taken away again; no file was touched", "see the log")
