@@ -17,7 +17,10 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Where the savers note what was acknowledged: outside every filesystem under test.
 fn ack_table() -> tempfile::NamedTempFile {
-    tempfile::Builder::new().prefix("fsys-test-ack-").tempfile_in("/dev/shm").expect("a file on tmpfs")
+    tempfile::Builder::new()
+        .prefix(&format!("fsys-test-{}-ack-", std::process::id()))
+        .tempfile_in("/dev/shm")
+        .expect("a file on tmpfs")
 }
 
 fn text(path: &Path) -> &str {

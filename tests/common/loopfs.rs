@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{fresh_dir, is_mounted, run, run_text, wait_until};
+use super::{fresh_dir, is_mounted, run, run_text, sweep, wait_until};
 
 /// The filesystems that the tests know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,7 @@ impl LoopFs {
     /// The same with mount options.
     pub fn with_options(kind: Kind, size_mb: u64, options: &[&str]) -> LoopFs {
         let images = std::env::var_os("FSYS_TEST_IMAGES").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
+        sweep(&images);
         let dir = fresh_dir(kind.name());
         let unique = dir.file_name().expect("a name").to_string_lossy().into_owned();
         let image = images.join(format!("{unique}.img"));

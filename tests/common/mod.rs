@@ -122,9 +122,38 @@ pub fn run_logged(command: &mut Command, log: &Path, limit: Duration) -> std::io
 }
 
 /// A fresh directory, for this test alone. Mount points are made in it, so it is only ever removed empty.
+/// Its name carries the process, for [`sweep`].
 pub fn fresh_dir(what: &str) -> PathBuf {
-    let dir = tempfile::Builder::new().prefix(&format!("fsys-test-{what}-")).tempdir().expect("temp directory");
-    dir.keep()
+    let prefix = format!("{PREFIX}{}-{what}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempdir().expect("temp directory").keep()
+}
+
+const PREFIX: &str = "fsys-test-";
+
+/// Takes away what a test process that was killed has left: mounts first, then directories and images.
+pub fn sweep(images: &Path) {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let left: Vec<PathBuf> = [std::env::temp_dir(), images.to_owned()]
+            .iter()
+            .filter_map(|dir| std::fs::read_dir(dir).ok())
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.file_name().and_then(|n| n.to_str()).is_some_and(of_the_dead))
+            .collect();
+        for path in left.iter().filter(|p| is_mounted(p)) {
+            let _ = Command::new("umount").arg("-l").arg(path).status();
+        }
+        for path in &left {
+            let _ = std::fs::remove_dir(path).or_else(|_| std::fs::remove_file(path));
+        }
+    });
+}
+
+/// Whether the name is one of ours and its process does not exist any more.
+fn of_the_dead(name: &str) -> bool {
+    let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+    pid.and_then(|p| p.parse::<u32>().ok()).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
 }
 
 /// True when something is mounted at `path`, a dead FUSE mount included.
