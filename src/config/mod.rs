@@ -16,7 +16,8 @@ use policy::Policies;
 /// Bounds and times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Longest time, in microseconds, that a batch waits for further commits once several are there.
+    /// Bound, in microseconds, on how long a batch waits for further commits once several come at the same time; it
+    /// never waits longer than a flush took of late.
     pub window_us: u64,
     /// Largest number of operations in a batch.
     pub batch_max: usize,
@@ -38,7 +39,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            window_us: 1000,
+            window_us: 10_000,
             batch_max: 256,
             queue_max: 1024,
             commit_interval_ms: 5000,

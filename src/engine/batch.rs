@@ -204,7 +204,7 @@ impl Engine {
         let upto: Vec<u64> = files.iter().map(|f| f.1.changes.load(Ordering::Acquire)).collect();
         let jobs: Vec<_> = files.iter().map(|f| SyncJob { fd: f.1.fd(), data_only: f.2 }).collect();
         let (dir_results, file_results) = self.sync_group(&dirs, &jobs);
-        self.flush_latency.record(started.elapsed());
+        self.flushed(started.elapsed());
         let mut by_dir = HashMap::new();
         for ((dir, _, changes), r) in dirs.iter().zip(dir_results) {
             self.watch_device(&r, "sync of a directory");

@@ -6,7 +6,8 @@
 //!
 //! A lone commit runs at once. While a batch runs, others queue up and make the next batch: that alone is group
 //! commit. A window opens only when the batch before was shared: those it answered are likely to come back, and a
-//! short wait for them (bounded by `window_us`, ended early when as many are there as last time) saves flushes.
+//! short wait for them saves flushes. It lasts no longer than a barrier did of late, which is what it can save, nor
+//! than `window_us`, and ends early when as many are there as last time.
 
 use std::fmt;
 use std::sync::Arc;
@@ -186,15 +187,6 @@ pub struct Ticket {
     pub at: Instant,
 }
 
-/// Bounds of the dispatcher.
-#[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    /// Longest wait for others, once several commit at the same time.
-    pub window: Duration,
-    /// Largest batch.
-    pub batch_max: usize,
-}
-
 /// Makes the queue. Its sender is the only way in; dropping all senders ends [`run`] after the last ticket.
 pub fn queue(max: usize) -> (Sender<Ticket>, Receiver<Ticket>) {
     bounded(max.max(1))
@@ -210,18 +202,26 @@ pub fn offer(tx: &Sender<Ticket>, t: Ticket) -> Result<(), Ticket> {
     }
 }
 
-/// The dispatcher thread: takes tickets until the queue is closed and empty.
-pub fn run(rx: &Receiver<Ticket>, bounds: Bounds, counters: &Counters, mut execute: impl FnMut(Vec<Ticket>)) {
+/// The dispatcher thread: takes tickets until the queue is closed and empty, at most `batch_max` at a time. `window`
+/// tells how long to wait for others at the moment, once several commit at the same time.
+pub fn run(
+    rx: &Receiver<Ticket>,
+    batch_max: usize,
+    window: impl Fn() -> Duration,
+    counters: &Counters,
+    mut execute: impl FnMut(Vec<Ticket>),
+) {
     let mut shared = 1;
     while let Ok(first) = rx.recv() {
         let mut batch = Vec::with_capacity(shared.max(8));
         batch.push(first);
-        scoop(rx, &mut batch, bounds.batch_max);
-        let target = shared.min(bounds.batch_max);
-        if batch.len() < target && !bounds.window.is_zero() {
+        scoop(rx, &mut batch, batch_max);
+        let target = shared.min(batch_max);
+        let wait = if batch.len() < target { window() } else { Duration::ZERO };
+        if !wait.is_zero() {
             Counters::add(&counters.windows, 1);
-            wait_for(rx, &mut batch, target, bounds.window);
-            scoop(rx, &mut batch, bounds.batch_max);
+            wait_for(rx, &mut batch, target, wait);
+            scoop(rx, &mut batch, batch_max);
         }
         shared = batch.len();
         Counters::add(&counters.batches, 1);

@@ -25,10 +25,11 @@ fn number(t: &Ticket) -> usize {
     }
 }
 
-const LONG: Bounds = Bounds { window: Duration::from_secs(600), batch_max: 100 };
+/// So long that a test which waits for it does not end.
+const LONG: Duration = Duration::from_secs(600);
 
 /// Fills a queue with `n` tickets, closes it, runs it; the numbers in each batch.
-fn run_closed(n: usize, bounds: Bounds) -> (Vec<Vec<usize>>, Vec<(usize, Outcome)>, Counters) {
+fn run_closed(n: usize, batch_max: usize) -> (Vec<Vec<usize>>, Vec<(usize, Outcome)>, Counters) {
     let answers = Arc::default();
     let (tx, rx) = queue(n);
     for i in 0..n {
@@ -37,17 +38,23 @@ fn run_closed(n: usize, bounds: Bounds) -> (Vec<Vec<usize>>, Vec<(usize, Outcome
     drop(tx);
     let counters = Counters::default();
     let mut batches = Vec::new();
-    run(&rx, bounds, &counters, |b| {
-        batches.push(b.iter().map(number).collect());
-        b.into_iter().for_each(|t| t.done.answer(Ok(())));
-    });
+    run(
+        &rx,
+        batch_max,
+        || LONG,
+        &counters,
+        |b| {
+            batches.push(b.iter().map(number).collect());
+            b.into_iter().for_each(|t| t.done.answer(Ok(())));
+        },
+    );
     let answers = answers.lock().clone();
     (batches, answers, counters)
 }
 
 #[test]
 fn a_full_queue_at_the_end_is_run_in_order_and_answered() {
-    let (batches, answers, counters) = run_closed(250, Bounds { batch_max: 100, ..LONG });
+    let (batches, answers, counters) = run_closed(250, 100);
     assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [100, 100, 50]);
     assert_eq!(batches.concat(), (0..250).collect::<Vec<_>>(), "order of submission");
     assert_eq!(answers.len(), 250);
@@ -91,16 +98,22 @@ fn a_lone_commit_never_waits() {
     let mut next = 1;
     assert!(offer(&tx, ticket(&answers, 0)).is_ok());
     let mut tx = Some(tx);
-    run(&rx, LONG, &counters, |b| {
-        assert_eq!(b.len(), 1);
-        b.into_iter().for_each(|t| t.done.answer(Ok(())));
-        if next < 20 {
-            assert!(offer(tx.as_ref().unwrap(), ticket(&answers, next)).is_ok());
-            next += 1;
-        } else {
-            tx = None;
-        }
-    });
+    run(
+        &rx,
+        100,
+        || LONG,
+        &counters,
+        |b| {
+            assert_eq!(b.len(), 1);
+            b.into_iter().for_each(|t| t.done.answer(Ok(())));
+            if next < 20 {
+                assert!(offer(tx.as_ref().unwrap(), ticket(&answers, next)).is_ok());
+                next += 1;
+            } else {
+                tx = None;
+            }
+        },
+    );
     assert_eq!(answers.lock().len(), 20);
     assert_eq!(counters.values().windows, 0);
 }
@@ -121,12 +134,18 @@ fn after_a_shared_batch_the_window_waits_for_as_many_and_no_more() {
             (4..8).for_each(|i| assert!(offer(&tx, ticket(&late, i)).is_ok()));
             woken.recv().unwrap();
         });
-        run(&rx, LONG, &counters, |b| {
-            sizes.fetch_add(1, Ordering::Relaxed);
-            assert_eq!(b.len(), 4, "not split, and not kept waiting for a fifth");
-            b.into_iter().for_each(|t| t.done.answer(Ok(())));
-            wake.send(()).unwrap();
-        });
+        run(
+            &rx,
+            100,
+            || LONG,
+            &counters,
+            |b| {
+                sizes.fetch_add(1, Ordering::Relaxed);
+                assert_eq!(b.len(), 4, "not split, and not kept waiting for a fifth");
+                b.into_iter().for_each(|t| t.done.answer(Ok(())));
+                wake.send(()).unwrap();
+            },
+        );
     });
     assert_eq!(sizes.into_inner(), 2);
     assert_eq!(answers.lock().len(), 8);
@@ -140,14 +159,20 @@ fn a_window_ends_when_nobody_comes_back() {
     (0..4).for_each(|i| assert!(offer(&tx, ticket(&answers, i)).is_ok()));
     let mut tx = Some(tx);
     let mut sizes = Vec::new();
-    run(&rx, Bounds { window: Duration::from_micros(50), batch_max: 9 }, &counters, |b| {
-        sizes.push(b.len());
-        b.into_iter().for_each(|t| t.done.answer(Ok(())));
-        match sizes.len() {
-            1 | 2 => assert!(offer(tx.as_ref().unwrap(), ticket(&answers, 9)).is_ok()),
-            _ => tx = None,
-        }
-    });
+    run(
+        &rx,
+        9,
+        || Duration::from_micros(50),
+        &counters,
+        |b| {
+            sizes.push(b.len());
+            b.into_iter().for_each(|t| t.done.answer(Ok(())));
+            match sizes.len() {
+                1 | 2 => assert!(offer(tx.as_ref().unwrap(), ticket(&answers, 9)).is_ok()),
+                _ => tx = None,
+            }
+        },
+    );
     assert_eq!(sizes, [4, 1, 1]);
     assert_eq!(counters.values().windows, 1, "after a lone batch no window opens");
 }

@@ -29,6 +29,7 @@ use std::io as stdio;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -40,7 +41,7 @@ use crate::backend::{Backing, FileId};
 use crate::config::Config;
 use crate::telemetry::{Counters, FailedVersion, Latency};
 use dir::{Dir, DirFds};
-use dispatch::{Bounds, Ticket};
+use dispatch::Ticket;
 use file::File;
 
 /// Directory descriptors kept open.
@@ -79,6 +80,8 @@ pub struct Engine {
     pub commit_latency: Latency,
     /// One barrier.
     pub flush_latency: Latency,
+    /// A running mean of the same, microseconds.
+    recent_flush_us: AtomicU64,
     config: RwLock<Arc<Config>>,
     queue: Mutex<Option<Sender<Ticket>>>,
     workers: workers::Workers,
@@ -123,6 +126,7 @@ impl Engine {
             counters: Arc::default(),
             commit_latency: Latency::default(),
             flush_latency: Latency::default(),
+            recent_flush_us: AtomicU64::new(0),
             config: RwLock::new(Arc::new(config)),
             queue: Mutex::new(Some(tx)),
             workers: workers::Workers::start(2)?,
@@ -138,11 +142,11 @@ impl Engine {
             threads: Mutex::default(),
             stop: Mutex::new(Some(stop)),
         });
-        let bounds = Bounds { window: Duration::from_micros(limits.window_us), batch_max: limits.batch_max.max(1) };
-        let (me, counters) = (engine.clone(), engine.counters.clone());
-        let dispatcher = std::thread::Builder::new()
-            .name("dispatcher".into())
-            .spawn(move || dispatch::run(&rx, bounds, &counters, |batch| me.run_batch(batch)))?;
+        let me = engine.clone();
+        let dispatcher = std::thread::Builder::new().name("dispatcher".into()).spawn(move || {
+            let batch_max = limits.batch_max.max(1);
+            dispatch::run(&rx, batch_max, || me.window(), &me.counters, |batch| me.run_batch(batch));
+        })?;
         let me = engine.clone();
         let ticker = std::thread::Builder::new().name("ticker".into()).spawn(move || me.tick_until(&stopped))?;
         engine.threads.lock().extend([dispatcher, ticker]);
@@ -158,6 +162,20 @@ impl Engine {
 
     fn observer(&self) -> &dyn Observer {
         self.observer.get().map_or(&Nobody, |o| o.as_ref())
+    }
+
+    /// How long a batch may wait for others at the moment: as long as a barrier took of late, at most `window_us`.
+    fn window(&self) -> Duration {
+        let recent = Duration::from_micros(self.recent_flush_us.load(Ordering::Relaxed));
+        recent.min(Duration::from_micros(self.config().limits.window_us))
+    }
+
+    /// Records one barrier.
+    fn flushed(&self, took: Duration) {
+        self.flush_latency.record(took);
+        let (old, new) = (self.recent_flush_us.load(Ordering::Relaxed), took.as_micros() as u64);
+        // Only the dispatcher writes it. One eighth of the newest: a single slow flush does not set the pace.
+        self.recent_flush_us.store(if old == 0 { new } else { (7 * old + new) / 8 }, Ordering::Relaxed);
     }
 
     /// The configuration that holds now.

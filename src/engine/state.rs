@@ -68,7 +68,7 @@ impl Phase {
 
 #[cfg(test)]
 mod tests {
-    use super::{Event::*, Phase::*, *};
+    use super::{Event::*, Phase::*};
 
     #[test]
     fn every_pair() {
