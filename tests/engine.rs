@@ -83,7 +83,7 @@ impl Rig {
     }
     fn close(&self, h: &Handle) -> Outcome {
         let (tx, rx) = mpsc::channel();
-        self.engine.close(h, Done::new(move |r| tx.send(r).unwrap()));
+        self.engine.close(h, 0, Done::new(move |r| tx.send(r).unwrap()));
         rx.recv_timeout(Duration::from_secs(60)).expect("every close is answered")
     }
     fn save(&self, name: &str, data: &[u8]) -> Handle {
@@ -113,6 +113,7 @@ impl Rig {
         let t = tx.clone();
         self.engine.close(
             &first,
+            0,
             Done::new(move |_| {
                 entered.send(()).unwrap();
                 hold.recv().unwrap();
@@ -122,7 +123,7 @@ impl Rig {
         running.recv_timeout(Duration::from_secs(60)).expect("the first is answered");
         for (i, h) in handles.iter().enumerate() {
             let t = tx.clone();
-            self.engine.close(h, Done::new(move |r| t.send((i, r)).unwrap()));
+            self.engine.close(h, 0, Done::new(move |r| t.send((i, r)).unwrap()));
         }
         self.script.seen.lock().unwrap().clear();
         go.send(()).unwrap();
@@ -421,7 +422,7 @@ fn shutdown_with_a_full_queue() {
         let h = r.create(&format!("f{i}"));
         r.write(&h, b"data").unwrap();
         let tx = tx.clone();
-        r.engine.close(&h, Done::new(move |res| tx.send(res).unwrap()));
+        r.engine.close(&h, 0, Done::new(move |res| tx.send(res).unwrap()));
         r.engine.release(&h);
     }
     assert_eq!(r.engine.shutdown(Duration::from_secs(60)), Ok(()));

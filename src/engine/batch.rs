@@ -20,7 +20,8 @@ use rustix::io::Errno;
 use super::Engine;
 use super::dir::{Dir, Place};
 use super::dispatch::{Cause, CommitError, Copy, Outcome, Step, Ticket, Work};
-use super::file::Version;
+use super::file::{Ctime, Version};
+use super::io::ctime_of;
 use crate::backend::probe::Strategy;
 use crate::backend::uring::SyncJob;
 use crate::backend::{Anchor, Call, Fault, contain};
@@ -31,8 +32,16 @@ use crate::telemetry::Counters;
 struct Op {
     ticket: Ticket,
     error: Option<CommitError>,
-    /// The published version's new hold.
-    anchor: Option<Anchor>,
+    /// What a publication brought.
+    published: Option<Published>,
+}
+
+/// The committed inode that a version became.
+pub(super) struct Published {
+    /// Its new hold.
+    pub anchor: Anchor,
+    /// What its publication did to its change time.
+    pub ctime: Option<Ctime>,
 }
 
 impl Op {
@@ -67,7 +76,7 @@ enum Flush {
 impl Engine {
     /// Runs a batch. Every ticket is answered, whatever happens.
     pub(super) fn run_batch(&self, batch: Vec<Ticket>) {
-        let mut ops: Vec<_> = batch.into_iter().map(|ticket| Op { ticket, error: None, anchor: None }).collect();
+        let mut ops: Vec<_> = batch.into_iter().map(|ticket| Op { ticket, error: None, published: None }).collect();
         let steps: [(Step, fn(&Self, &mut [Op])); 3] =
             [(Step::Data, Self::flush_data), (Step::Publish, Self::publish_all), (Step::SyncParent, Self::barrier)];
         for (step, run) in steps {
@@ -147,7 +156,7 @@ impl Engine {
                 Work::SyncFile { .. } | Work::SyncDir(_) | Work::Copy(_) => Ok(None),
             };
             match r {
-                Ok(anchor) => op.anchor = anchor,
+                Ok(published) => op.published = published,
                 Err(fault) => {
                     self.count_panic(&fault);
                     op.fail(Step::Publish, fault);
@@ -156,8 +165,10 @@ impl Engine {
         }
     }
 
-    fn publish(&self, version: &Version, place: &Place, replaces: bool) -> Result<Anchor, Errno> {
+    fn publish(&self, version: &Version, place: &Place, replaces: bool) -> Result<Published, Errno> {
         let dir = self.dir_fd(&place.dir)?;
+        let ctime = || rustix::fs::fstat(version.fd()).map(|st| ctime_of(&st));
+        let shown = ctime()?;
         let anchor = self.backing.anchor_of(version.fd(), version.id)?;
         let linked = if replaces { Err(Errno::EXIST) } else { self.backing.link_new(version.fd(), &dir, &place.name) };
         match linked {
@@ -170,7 +181,8 @@ impl Engine {
             r => r?,
         }
         place.dir.mark_changed();
-        Ok(anchor)
+        // From here on nothing may fail: the version is in place.
+        Ok(Published { anchor, ctime: ctime().ok().map(|real| Ctime { real, shown }) })
     }
 
     fn unlink_now(&self, place: &Place, rmdir: bool) -> Result<(), Errno> {
@@ -264,13 +276,13 @@ impl Engine {
     fn finish(&self, op: Op) {
         let result = outcome(&op);
         match &op.ticket.work {
-            Work::Publish { file, version, place, .. } => match (op.anchor, &result) {
-                (Some(anchor), r) => {
+            Work::Publish { file, version, place, .. } => match (op.published, &result) {
+                (Some(published), r) => {
                     if let Err(e) = r {
                         self.published_not_durable(place, e);
                     }
                     Counters::add(&self.counters.commits, 1);
-                    self.published(file, version, place, anchor);
+                    self.published(file, version, place, published);
                 }
                 (None, Err(e)) => self.commit_failed(file, version, place, e),
                 (None, Ok(())) => {

@@ -7,12 +7,13 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use super::batch::Published;
 use super::dir::{Dir, Place};
 use super::dispatch::{Cause, CommitError, Done, Outcome, Step, Ticket, Work, offer};
 use super::file::{File, Handle, Parked, State, Version};
 use super::state::{Event, Phase};
 use super::{Behind, Engine};
-use crate::backend::{Anchor, Fault};
+use crate::backend::Fault;
 use crate::config::policy::Durability;
 use crate::telemetry::{Counters, FailedVersion};
 
@@ -26,9 +27,10 @@ pub(super) fn give(a: Answer) {
 }
 
 impl Engine {
-    /// close(2) of a descriptor (FUSE FLUSH; one for each of its duplicates). Commits what it wrote.
-    pub fn close(self: &Arc<Self>, h: &Handle, done: Done) {
-        if !h.dirty.load(Ordering::Acquire) {
+    /// close(2) of a descriptor by thread `tid` (FUSE FLUSH; one for each of its duplicates and inherited copies).
+    /// Commits what was written through it.
+    pub fn close(self: &Arc<Self>, h: &Handle, tid: u32, done: Done) {
+        if !h.dirty.load(Ordering::Acquire) || !h.ends_save(tid) {
             return done.answer(Ok(()));
         }
         let waits = matches!(h.policy.durability, Durability::Always | Durability::Close);
@@ -84,6 +86,7 @@ impl Engine {
     fn unmark(h: &Handle, st: &mut State) {
         if h.dirty.swap(false, Ordering::AcqRel) {
             st.unflushed = st.unflushed.saturating_sub(1);
+            h.writers.lock().clear();
         }
     }
 
@@ -91,13 +94,15 @@ impl Engine {
     /// what came through a memory map.
     pub fn release(self: &Arc<Self>, h: &Handle) {
         let mut st = h.file.state.write();
+        // Not committed by a close: written through a memory map, or its last copy was closed by another process.
+        let written = h.dirty.load(Ordering::Acquire);
         Self::unmark(h, &mut st);
         st.opens = st.opens.saturating_sub(1);
         if h.writes() {
             st.writers = st.writers.saturating_sub(1);
         }
         let answer = match st.phase {
-            Phase::Staged if st.writers == 0 => {
+            Phase::Staged if st.writers == 0 || written => {
                 st.owe();
                 match h.policy.durability {
                     Durability::Always | Durability::Close => self.submit(&h.file, &mut st, false, Done::nobody()),
@@ -248,10 +253,11 @@ impl Engine {
     }
 
     /// The dispatcher published the version: it is the committed one now.
-    pub(super) fn published(&self, file: &Arc<File>, version: &Arc<Version>, place: &Place, anchor: Anchor) {
+    pub(super) fn published(&self, file: &Arc<File>, version: &Arc<Version>, place: &Place, new: Published) {
         let mut st = file.state.write();
         let old = st.id.replace(version.id);
-        st.anchor = Some(anchor);
+        st.anchor = Some(new.anchor);
+        st.ctime = new.ctime;
         if st.go(Event::Published).is_err() {
             return;
         }

@@ -13,6 +13,7 @@ use super::dispatch::Done;
 use super::state::{Event, Phase};
 use crate::backend::{Anchor, FileId};
 use crate::config::policy::Policy;
+use crate::sys;
 
 /// An open backing inode that holds the content which programs see.
 #[derive(Debug)]
@@ -90,6 +91,15 @@ impl Version {
     }
 }
 
+/// A change time (seconds, nanoseconds) and the one to show for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ctime {
+    /// What the publication set.
+    pub real: (i64, i64),
+    /// What the version had before.
+    pub shown: (i64, i64),
+}
+
 /// Work that waits for a commit of the file to end.
 pub type Parked = Box<dyn FnOnce() + Send>;
 
@@ -121,6 +131,8 @@ pub struct State {
     pub parked: Mutex<Vec<Parked>>,
     /// To be answered with the result of the commit that runs.
     pub joined: Mutex<Vec<Done>>,
+    /// Publication moves the change time, which no program asked for.
+    pub ctime: Option<Ctime>,
     /// Keeps the inode reachable after its last name went.
     pub pin: Option<OwnedFd>,
 }
@@ -235,6 +247,7 @@ impl State {
             failures: 0,
             parked: Mutex::default(),
             joined: Mutex::default(),
+            ctime: None,
             pin: None,
         }
     }
@@ -255,6 +268,8 @@ pub struct Handle {
     pub dirty: AtomicBool,
     /// `State::failures` at the time of the open.
     pub failures: u32,
+    /// Threads that wrote through it since its last commit.
+    pub writers: Mutex<Vec<u32>>,
 }
 
 impl Handle {
@@ -266,6 +281,22 @@ impl Handle {
     /// Whether each write is a commit point.
     pub fn is_sync(&self) -> bool {
         self.flags & (libc::O_SYNC | libc::O_DSYNC) != 0
+    }
+
+    /// Notes who writes; 0: not known.
+    pub fn note_writer(&self, tid: u32) {
+        let mut writers = self.writers.lock();
+        if writers.last() != Some(&tid) && !writers.contains(&tid) {
+            writers.push(tid);
+        }
+    }
+
+    /// Whether a close by thread `tid` ends a save: its process wrote through this descriptor. A process that only
+    /// inherited it closes a copy (a child before its exec, while the parent is in the middle of a save), and that
+    /// must not publish half of it. What cannot be told counts as a writer.
+    pub fn ends_save(&self, tid: u32) -> bool {
+        let writers = self.writers.lock();
+        writers.is_empty() || tid == 0 || writers.iter().any(|w| *w == 0 || *w == tid || sys::same_process(*w, tid))
     }
 
     /// Notes a write; true when it is the first since the last close or fsync.

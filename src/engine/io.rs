@@ -313,6 +313,9 @@ impl Engine {
         if st.is_staged() {
             attr.st_nlink = 1;
         }
+        if let Some(c) = st.ctime.filter(|c| c.real == ctime_of(&attr)) {
+            (attr.st_ctime, attr.st_ctime_nsec) = (c.shown.0, c.shown.1 as _);
+        }
         Ok(attr)
     }
 
@@ -352,6 +355,11 @@ impl Engine {
         };
         Access::Done(run())
     }
+}
+
+/// The change time of a stat buffer.
+pub(super) fn ctime_of(st: &Stat) -> (i64, i64) {
+    (st.st_ctime, st.st_ctime_nsec as i64)
 }
 
 /// Takes set-user-ID, set-group-ID (when `kill`) and capabilities away, as the kernel does on a write: it leaves this
@@ -396,6 +404,7 @@ pub(super) fn opened(file: &Arc<File>, st: &mut State, flags: i32, policy: Polic
         replace: replace.into(),
         dirty: false.into(),
         failures: st.failures,
+        writers: parking_lot::Mutex::default(),
     };
     if handle.writes() {
         st.writers += 1;

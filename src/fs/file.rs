@@ -40,12 +40,13 @@ impl Fs {
         self.engine.read(&self.handle(fh)?.file, off, buf)
     }
 
-    /// pwrite(2). `kill` when the write takes set-user-ID and set-group-ID away.
-    pub fn write(self: &Arc<Self>, fh: u64, off: u64, data: &[u8], kill: bool, reply: Reply<u32>) {
+    /// pwrite(2) by thread `tid` (0: by the kernel's write-back). `kill` when the write takes set-user-ID and set-group-ID away.
+    pub fn write(self: &Arc<Self>, tid: u32, fh: u64, off: u64, data: &[u8], kill: bool, reply: Reply<u32>) {
         let h = match self.handle(fh) {
             Ok(h) => h,
             Err(e) => return reply.send(Err(e)),
         };
+        h.note_writer(tid);
         match self.engine.write(&h, off, data, kill) {
             Access::Done(Ok(n)) if h.is_sync() => {
                 self.engine.fsync(
@@ -59,15 +60,15 @@ impl Fs {
             Access::Done(r) => reply.send(r.map(|n| n as u32)),
             Access::Wait => {
                 let (me, data) = (self.clone(), data.to_vec());
-                self.engine.park(&h.file, Box::new(move || me.write(fh, off, &data, kill, reply)));
+                self.engine.park(&h.file, Box::new(move || me.write(tid, fh, off, &data, kill, reply)));
             }
         }
     }
 
-    /// close(2) of a descriptor or of one of its duplicates.
-    pub fn flush(&self, fh: u64, reply: Reply<()>) {
+    /// close(2), by thread `tid`, of a descriptor or of one of its duplicates.
+    pub fn flush(&self, tid: u32, fh: u64, reply: Reply<()>) {
         match self.handle(fh) {
-            Ok(h) => self.engine.close(&h, Done::new(move |r| reply.send(errno(r)))),
+            Ok(h) => self.engine.close(&h, tid, Done::new(move |r| reply.send(errno(r)))),
             Err(e) => reply.send(Err(e)),
         }
     }

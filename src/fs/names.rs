@@ -482,16 +482,11 @@ impl Fs {
 
     /// Attributes of a node.
     pub(super) fn attr_of(&self, node: &Node) -> Result<Attr, Errno> {
-        let (stat, ttl) = match &node.kind {
-            Kind::File(f) => {
-                let stat = self.engine.stat(f)?;
-                // The change time moves when the version is published.
-                let settled = f.state.read().phase == crate::engine::state::Phase::Clean;
-                (stat, if settled { self.ttl } else { std::time::Duration::ZERO })
-            }
-            Kind::Dir(d) => (rfs::fstat(self.engine.dir_fd(d)?)?, self.ttl),
-            Kind::Other(a) => (rfs::fstat(self.backing().open_anchor(a, libc::O_PATH | libc::O_NOFOLLOW)?)?, self.ttl),
+        let stat = match &node.kind {
+            Kind::File(f) => self.engine.stat(f)?,
+            Kind::Dir(d) => rfs::fstat(self.engine.dir_fd(d)?)?,
+            Kind::Other(a) => rfs::fstat(self.backing().open_anchor(a, libc::O_PATH | libc::O_NOFOLLOW)?)?,
         };
-        Ok(Attr { ino: node.id, stat, ttl })
+        Ok(Attr { ino: node.id, stat, ttl: self.ttl })
     }
 }

@@ -82,6 +82,18 @@ pub fn ioctl_buf(fd: BorrowedFd<'_>, cmd: u32, buf: &mut [u8]) -> Result<i32, Er
     if rc < 0 { Err(last_errno()) } else { Ok(rc) }
 }
 
+/// Whether two threads belong to one process. A thread that has ended may have belonged to it.
+pub fn same_process(a: u32, b: u32) -> bool {
+    let group = |tid: u32| -> Option<String> {
+        let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+        status.lines().find_map(|l| l.strip_prefix("Tgid:")).map(|t| t.trim().to_owned())
+    };
+    match (group(a), group(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => true,
+    }
+}
+
 /// Memory aligned to 4096 bytes, for `O_DIRECT`.
 #[derive(Debug)]
 pub struct AlignedBuf {
