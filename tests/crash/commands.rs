@@ -155,7 +155,18 @@ fn git_command(at: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("git");
     command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null");
     command.arg("-C").arg(at.join("repo"));
-    command.args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "core.fsync=all", "-c", "gc.auto=0", "-c", "maintenance.auto=false"]);
+    command.args([
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@t",
+        "-c",
+        "core.fsync=all",
+        "-c",
+        "gc.auto=0",
+        "-c",
+        "maintenance.auto=false",
+    ]);
     command.args(["-c", "safe.directory=*"]).args(args);
     command
 }
