@@ -419,7 +419,9 @@ impl Program {
         File::open(self.at.join(&self.dirs[d])).unwrap().sync_all().unwrap();
         if self.level.fsync_waits() {
             let lanes: Vec<usize> = NAMES.iter().map(|n| self.lane(&format!("{}/{n}", self.dirs[d]))).collect();
-            lanes.into_iter().for_each(|lane| self.lanes[lane].all_durable(&self.disk));
+            for lane in lanes {
+                self.lanes[lane].all_durable(&self.disk);
+            }
         }
     }
 
