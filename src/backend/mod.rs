@@ -12,7 +12,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{self as rfs, AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, Stat, XattrFlags};
 use rustix::io::Errno;
@@ -166,6 +166,7 @@ pub struct Backing {
     ring: uring::Flusher,
     gate: Option<Arc<dyn Gate>>,
     stage_seq: AtomicU64,
+    refuses: AtomicBool,
 }
 
 impl std::fmt::Debug for Backing {
@@ -193,6 +194,7 @@ impl Backing {
             ring,
             gate,
             stage_seq: AtomicU64::new(stage_seed()),
+            refuses: AtomicBool::new(false),
         })
     }
 
@@ -208,6 +210,21 @@ impl Backing {
     /// What was found out about the file system.
     pub fn probe(&self) -> &Probe {
         &self.probe
+    }
+
+    /// Whether the file system refused the last open for writing because it is read-only. What its mount flags say is
+    /// not enough: ext4 turns read-only after an error without a word there.
+    pub fn refuses(&self) -> bool {
+        self.refuses.load(Ordering::Relaxed)
+    }
+
+    fn note_refusal<T>(&self, r: Result<T, Errno>) -> Result<T, Errno> {
+        match &r {
+            Ok(_) => self.refuses.store(false, Ordering::Relaxed),
+            Err(Errno::ROFS) => self.refuses.store(true, Ordering::Relaxed),
+            Err(_) => {}
+        }
+        r
     }
 
     /// The root directory.
@@ -237,10 +254,11 @@ impl Backing {
     /// Opens an anchored inode with open(2) flags.
     pub fn open_anchor(&self, a: &Anchor, flags: i32) -> Result<OwnedFd, Errno> {
         self.pass(Call::Open)?;
-        match a {
+        let opened = match a {
             Anchor::Handle(h) => open_handle(&self.root, h, flags),
             Anchor::Fd(fd) => self.open_fd(fd.as_fd(), flags),
-        }
+        };
+        if flags & libc::O_ACCMODE == libc::O_RDONLY { opened } else { self.note_refusal(opened) }
     }
 
     /// Opens the inode of a descriptor anew, with other flags.
@@ -270,7 +288,7 @@ impl Backing {
     pub fn open_stage(&self, dir: impl AsFd, mode: u32) -> Result<OwnedFd, Errno> {
         self.pass(Call::OpenStage)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        rfs::openat(dir, ".", flags, Mode::from_raw_mode(mode))
+        self.note_refusal(rfs::openat(dir, ".", flags, Mode::from_raw_mode(mode)))
     }
 
     /// pwrite(2); may write less.
