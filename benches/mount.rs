@@ -33,6 +33,9 @@ struct Args {
     /// `-o` list for the mount
     #[arg(long, default_value = "")]
     options: String,
+    /// Devices: `plain`, or the time that a flush takes, in microseconds
+    #[arg(long, value_delimiter = ',', default_value = "plain,1000")]
+    device: Vec<String>,
     /// Exit 1 when a bar is missed
     #[arg(long)]
     check: bool,
@@ -71,16 +74,22 @@ fn main() -> std::process::ExitCode {
     }
     let mut missed = 0;
     for name in &args.fs {
-        missed += bench(Kind::named(name), &args);
+        for device in &args.device {
+            missed += bench(Kind::named(name), device, &args);
+        }
     }
     std::process::ExitCode::from(u8::from(args.check && missed > 0))
 }
 
-fn bench(kind: Kind, args: &Args) -> u32 {
-    let fs = LoopFs::new(kind, 4096);
+fn bench(kind: Kind, device: &str, args: &Args) -> u32 {
+    let fs = match device {
+        "plain" => LoopFs::new(kind, 4096),
+        us => LoopFs::slow(kind, 4096, us.parse().expect("microseconds of --device")),
+    };
+    let device = if device == "plain" { "plain loop device".to_owned() } else { format!("flushes take {device} us") };
     let raw = fs.subdir("raw");
     let mount = Mount::start(&fs.subdir("data"), &args.options);
-    println!("\n### {}, {} bytes, {} rounds of {} s\n", kind.name(), args.size, args.rounds, args.seconds);
+    println!("\n### {}, {device}, {} bytes, {} rounds of {} s\n", kind.name(), args.size, args.rounds, args.seconds);
     println!("| writers | variant | saves/s | ratio to raw (min-max) | flushes per save | p50 us | p99 us | bar |");
     println!("|---|---|---|---|---|---|---|---|");
     let mut missed = 0;

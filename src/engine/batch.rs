@@ -51,6 +51,14 @@ impl Op {
         }
     }
 
+    /// The version that this one replaced, to be let go after the answers.
+    fn take_replaced(&self) -> Option<Arc<Version>> {
+        match &self.ticket.work {
+            Work::Publish { version, .. } => version.before.lock().take(),
+            _ => None,
+        }
+    }
+
     fn alive(&self) -> bool {
         self.error.is_none()
     }
@@ -89,6 +97,7 @@ impl Engine {
                 ops.iter_mut().for_each(|op| op.fail(step, fault.clone()));
             }
         }
+        let replaced: Vec<_> = ops.iter().filter_map(Op::take_replaced).collect();
         for op in ops {
             // The last line: whoever waits is answered by the ticket's end, and the next are not held up.
             if let Err(fault) = contain(|| {
@@ -98,6 +107,7 @@ impl Engine {
                 self.count_panic(&fault);
             }
         }
+        drop(replaced);
     }
 
     fn flush_of(&self, method: Method) -> Flush {

@@ -216,7 +216,7 @@ pub fn run(
         let mut batch = Vec::with_capacity(shared.max(8));
         batch.push(first);
         scoop(rx, &mut batch, batch_max);
-        let target = shared.min(batch_max);
+        let target = worth_waiting_for(shared).min(batch_max);
         let wait = if batch.len() < target { window() } else { Duration::ZERO };
         if !wait.is_zero() {
             Counters::add(&counters.windows, 1);
@@ -229,6 +229,12 @@ pub fn run(
         Counters::peak(&counters.batch_peak, shared as u64);
         execute(batch);
     }
+}
+
+/// How many to wait for after a batch of `shared`. All of a few: each that is missed costs a barrier of its own. Half
+/// of many: the flushes are well shared by then, and the other half works while this one is committed.
+fn worth_waiting_for(shared: usize) -> usize {
+    shared.min(16.max(shared / 2))
 }
 
 fn scoop(rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, max: usize) {

@@ -40,6 +40,9 @@ pub struct Version {
     pub accounted: AtomicU64,
     /// Its name in `.fsys/staging`, from the moment before it is published over another version.
     pub temp: Mutex<Option<String>>,
+    /// The version before, kept open until the commit was answered: the file system then frees that inode while the
+    /// programs go on, not while they wait.
+    pub before: Mutex<Option<Arc<Version>>>,
     /// A write that failed and was not made good: the version is not what the program wanted.
     pub taint: Mutex<Option<(u64, Errno)>>,
 }
@@ -59,6 +62,7 @@ impl Version {
             last_write_ms: AtomicU64::new(0),
             accounted: AtomicU64::new(0),
             temp: Mutex::new(None),
+            before: Mutex::new(None),
             taint: Mutex::new(None),
         }
     }

@@ -46,6 +46,8 @@ use file::File;
 
 /// Directory descriptors kept open.
 const DIR_FDS: usize = 512;
+/// What eight programs need to come back on two cores, measured; a shorter window splits their batches.
+const WINDOW_MIN: Duration = Duration::from_millis(2);
 /// Failed versions that status remembers.
 const FAILED_KEPT: usize = 100;
 
@@ -164,10 +166,11 @@ impl Engine {
         self.observer.get().map_or(&Nobody, |o| o.as_ref())
     }
 
-    /// How long a batch may wait for others at the moment: as long as a barrier took of late, at most `window_us`.
+    /// How long a batch may wait for others at the moment: as long as a barrier took of late, but long enough for a
+    /// few programs to be scheduled, and at most `window_us`.
     fn window(&self) -> Duration {
         let recent = Duration::from_micros(self.recent_flush_us.load(Ordering::Relaxed));
-        recent.min(Duration::from_micros(self.config().limits.window_us))
+        recent.max(WINDOW_MIN).min(Duration::from_micros(self.config().limits.window_us))
     }
 
     /// Records one barrier.

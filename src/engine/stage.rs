@@ -110,6 +110,7 @@ impl Engine {
         version.dirty_ms.store(now, Ordering::Relaxed);
         version.last_write_ms.store(now, Ordering::Relaxed);
         let new_id = version.id;
+        *version.before.lock() = st.version.take();
         st.version = Some(version);
         self.note_stage(file, new_id);
         Ok(true)

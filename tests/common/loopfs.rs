@@ -1,10 +1,12 @@
 //! A real filesystem of its own for each test, on a loop device over a sparse image in memory.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::tools::tool;
 use super::{fresh_dir, is_mounted, run, run_text, sweep, wait_until};
 
 /// The filesystems that the tests know.
@@ -55,6 +57,45 @@ pub struct LoopFs {
     image: PathBuf,
     dir: PathBuf,
     device: String,
+    slow: Option<SlowDisk>,
+}
+
+/// A process that serves the image with slow flushes.
+#[derive(Debug)]
+struct SlowDisk {
+    server: Child,
+    dir: PathBuf,
+}
+
+impl SlowDisk {
+    fn start(image: &Path, flush_us: u64) -> SlowDisk {
+        let dir = fresh_dir("slowdisk");
+        let mut server = Command::new(tool("slowdisk"))
+            .args(["--flush-us", &flush_us.to_string(), "--image"])
+            .arg(image)
+            .arg("--dir")
+            .arg(&dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("slowdisk");
+        let mut line = String::new();
+        BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("an answer");
+        assert_eq!(line, "ready\n", "slowdisk does not serve {}", image.display());
+        SlowDisk { server, dir }
+    }
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        // The loop device lets go of the file a moment after its filesystem is unmounted.
+        wait_until(Duration::from_secs(10), || {
+            Command::new("umount").arg(&self.dir).output().is_ok_and(|o| o.status.success())
+        });
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        let _ = Command::new("umount").arg("-l").arg(&self.dir).output();
+        let _ = fs::remove_dir(&self.dir);
+    }
 }
 
 impl LoopFs {
@@ -63,25 +104,36 @@ impl LoopFs {
         Self::with_options(kind, size_mb, &[])
     }
 
+    /// The same on a device whose flushes take `flush_us` microseconds.
+    pub fn slow(kind: Kind, size_mb: u64, flush_us: u64) -> LoopFs {
+        Self::make(kind, size_mb, &[], Some(flush_us))
+    }
+
     /// The same with mount options.
     pub fn with_options(kind: Kind, size_mb: u64, options: &[&str]) -> LoopFs {
+        Self::make(kind, size_mb, options, None)
+    }
+
+    fn make(kind: Kind, size_mb: u64, options: &[&str], flush_us: Option<u64>) -> LoopFs {
         let images = std::env::var_os("FSYS_TEST_IMAGES").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
         sweep(&images);
         let dir = fresh_dir(kind.name());
         let unique = dir.file_name().expect("a name").to_string_lossy().into_owned();
         let image = images.join(format!("{unique}.img"));
         // From here on Drop cleans up whatever exists already.
-        let mut fs = LoopFs { kind, image, dir, device: String::new() };
+        let mut fs = LoopFs { kind, image, dir, device: String::new(), slow: None };
         let file = File::create(&fs.image).expect("image");
         file.set_len(size_mb.max(300) << 20).expect("size of the image");
         run(kind.mkfs().arg(&fs.image));
+        fs.slow = flush_us.map(|us| SlowDisk::start(&fs.image, us));
+        let file = fs.slow.as_ref().map_or_else(|| fs.image.clone(), |s| s.dir.join("disk"));
         let mut list = vec!["loop"];
         list.extend(options);
         // `-o loop` gives a device that frees itself with the last user, so a crash of the test leaves none.
         // Another process may take the free device first; then mount(8) fails and the next try finds another.
         let mounted = wait_until(Duration::from_secs(20), || {
             let mut mount = Command::new("mount");
-            mount.args(["-t", kind.name(), "-o", &list.join(",")]).args([&fs.image, &fs.dir]);
+            mount.args(["-t", kind.name(), "-o", &list.join(",")]).args([&file, &fs.dir]);
             mount.output().is_ok_and(|o| o.status.success())
         });
         assert!(mounted, "cannot mount {} on {}", fs.image.display(), fs.dir.display());
@@ -128,6 +180,7 @@ impl Drop for LoopFs {
             }
         }
         let _ = fs::remove_dir(&self.dir);
+        self.slow = None;
         let _ = fs::remove_file(&self.image);
     }
 }
