@@ -270,10 +270,16 @@ impl World {
     /// What programs see under a name.
     pub fn seen(&self, name: &str) -> Result<Vec<u8>, Errno> {
         let fd = self.open_with(name, libc::O_RDONLY)?;
-        let mut buf = vec![0; 1 << 16];
-        let n = contained(|| self.fs.read(fd.fh, 0, &mut buf));
+        let content = self.read(fd);
         self.release(fd);
-        buf.truncate(n?);
+        content
+    }
+
+    /// What a descriptor reads from the start.
+    pub fn read(&self, fd: Fd) -> Result<Vec<u8>, Errno> {
+        let mut buf = vec![0; 1 << 20];
+        let n = contained(|| self.fs.read(fd.fh, 0, &mut buf))?;
+        buf.truncate(n);
         Ok(buf)
     }
 
