@@ -68,7 +68,11 @@ impl Engine {
         let answer = if waits || tainted || self.backlog_full() {
             self.submit(&h.file, &mut st, false, done)
         } else {
-            st.owe();
+            // Only what is there to commit: a debt without one would publish the next version half-written.
+            let dirty = |v: &Arc<Version>| v.dirty_ms.load(Ordering::Acquire) != 0;
+            if st.is_staged() || st.version.as_ref().is_some_and(dirty) {
+                st.owe();
+            }
             Some((done, Ok(())))
         };
         drop(st);
@@ -257,6 +261,8 @@ impl Engine {
         let mut st = file.state.write();
         let old = st.id.replace(version.id);
         st.anchor = Some(new.anchor);
+        // It held the inode that is replaced, since a removal or rename that failed or took another of its names.
+        st.pin = None;
         st.ctime = new.ctime;
         if st.go(Event::Published).is_err() {
             return;
