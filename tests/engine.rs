@@ -302,6 +302,27 @@ fn eio_on_a_data_flush() {
     r.engine.release(&h);
 }
 
+/// P3. After a failed flush nothing that is queued is reported durable, though the next flush would say so.
+#[test]
+fn nothing_queued_survives_a_failed_flush() {
+    let r = rig();
+    let handles: Vec<_> = (0..3)
+        .map(|i| {
+            let h = r.save(&format!("f{i}"), b"old");
+            let h = r.rewrite(&h);
+            r.write(&h, b"new").unwrap();
+            h
+        })
+        .collect();
+    // Only the very first sync of a directory fails: that of the commit which holds up the queue.
+    r.rule(|c, n| if c == Call::SyncDir && n == 0 { Verdict::Fail(Errno::IO) } else { Verdict::Go });
+    for result in r.commit_together(&handles) {
+        assert_eq!(result.unwrap_err().errno(), Errno::IO);
+    }
+    assert!((0..3).all(|i| r.on_disk(&format!("f{i}")).as_deref() == Some("old")));
+    handles.iter().for_each(|h| r.engine.release(h));
+}
+
 /// P3. One commit's failure fails no other commit of its batch; a panic is such a failure.
 #[test]
 fn a_failure_and_a_panic_are_isolated() {

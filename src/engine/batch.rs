@@ -88,6 +88,10 @@ impl Engine {
         let steps: [(Step, fn(&Self, &mut [Op])); 3] =
             [(Step::Data, Self::flush_data), (Step::Publish, Self::publish_all), (Step::SyncParent, Self::barrier)];
         for (step, run) in steps {
+            if self.writable().is_err() {
+                // Once the device failed a flush, a later one that succeeds proves nothing: so nothing succeeds.
+                ops.iter_mut().for_each(|op| op.fail(step, Fault::Os(Errno::IO)));
+            }
             if let Err(fault) = contain(|| {
                 run(self, &mut ops);
                 Ok(())
@@ -116,7 +120,8 @@ impl Engine {
     /// Step 1. Copies come first, so that a commit of their target in the same batch flushes them too.
     fn flush_data(&self, ops: &mut [Op]) {
         for op in ops.iter_mut() {
-            if let Work::Copy(c) = &op.ticket.work
+            if op.alive()
+                && let Work::Copy(c) = &op.ticket.work
                 && let Err(fault) = contain(|| self.copy_now(c))
             {
                 self.count_panic(&fault);
@@ -126,6 +131,7 @@ impl Engine {
         let plan: Vec<(usize, Arc<Version>, Flush)> = ops
             .iter()
             .enumerate()
+            .filter(|(_, op)| op.alive())
             .filter_map(|(i, op)| match &op.ticket.work {
                 Work::Publish { version, method, .. } => Some((i, version.clone(), self.flush_of(*method))),
                 _ => None,
