@@ -314,11 +314,33 @@ fn nothing_queued_survives_a_failed_flush() {
             h
         })
         .collect();
-    // Only the very first sync of a directory fails: that of the commit which holds up the queue.
-    r.rule(|c, n| if c == Call::SyncDir && n == 0 { Verdict::Fail(Errno::IO) } else { Verdict::Go });
-    for result in r.commit_together(&handles) {
+    // Only the very first sync of a directory fails, and not before the others are queued behind it.
+    let (entered, running) = mpsc::channel();
+    let (go, hold) = mpsc::channel::<()>();
+    r.rule(move |c, n| match (c, n) {
+        (Call::SyncDir, 0) => {
+            entered.send(()).unwrap();
+            hold.recv().unwrap();
+            Verdict::Fail(Errno::IO)
+        }
+        _ => Verdict::Go,
+    });
+    let (tx, rx) = mpsc::channel();
+    let close = |h: &Handle| {
+        let tx = tx.clone();
+        r.engine.close(h, 0, Done::new(move |result| tx.send(result).unwrap()));
+    };
+    let first = r.create("first");
+    r.write(&first, b"x").unwrap();
+    close(&first);
+    running.recv_timeout(Duration::from_secs(60)).expect("the first sync begins");
+    handles.iter().for_each(close);
+    go.send(()).unwrap();
+    for _ in 0..4 {
+        let result = rx.recv_timeout(Duration::from_secs(60)).expect("every close is answered");
         assert_eq!(result.unwrap_err().errno(), Errno::IO);
     }
+    r.engine.release(&first);
     assert!((0..3).all(|i| r.on_disk(&format!("f{i}")).as_deref() == Some("old")));
     handles.iter().for_each(|h| r.engine.release(h));
 }
