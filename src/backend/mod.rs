@@ -12,9 +12,9 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{self as rfs, AtFlags, FileType, Mode, OFlags, Stat, XattrFlags};
+use rustix::fs::{self as rfs, AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use crate::sys::handle::{FileHandle, handle_of, open_handle};
@@ -24,12 +24,16 @@ use probe::Probe;
 /// A call that passes the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Call {
+    /// Open of a file or directory by handle or descriptor.
+    Open,
     /// `O_TMPFILE` open of a new staged version.
     OpenStage,
     /// pwrite of file content.
     Write,
     /// ftruncate.
     Truncate,
+    /// fallocate.
+    Allocate,
     /// Copy or clone of content between files.
     CopyRange,
     /// Owner, mode and attributes onto a staged version.
@@ -48,6 +52,12 @@ pub enum Call {
     SyncDir,
     /// unlinkat.
     Unlink,
+    /// renameat2 by a program.
+    Rename,
+    /// linkat by a program.
+    Link,
+    /// A failed version is moved or linked into `.fsys/failed`.
+    Keep,
     /// The answer to a program; cannot be failed, is only seen.
     Answer,
 }
@@ -72,6 +82,16 @@ pub enum Fault {
     /// It panicked; the panic was contained.
     #[error("panic: {0}")]
     Panic(String),
+}
+
+impl Fault {
+    /// What a program is told.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Os(e) => *e,
+            Self::Panic(_) => Errno::IO,
+        }
+    }
 }
 
 impl From<Errno> for Fault {
@@ -146,6 +166,7 @@ pub struct Backing {
     ring: uring::Flusher,
     gate: Option<Arc<dyn Gate>>,
     stage_seq: AtomicU64,
+    refuses: AtomicBool,
 }
 
 impl std::fmt::Debug for Backing {
@@ -173,6 +194,7 @@ impl Backing {
             ring,
             gate,
             stage_seq: AtomicU64::new(stage_seed()),
+            refuses: AtomicBool::new(false),
         })
     }
 
@@ -188,6 +210,21 @@ impl Backing {
     /// What was found out about the file system.
     pub fn probe(&self) -> &Probe {
         &self.probe
+    }
+
+    /// Whether the file system refused the last open for writing because it is read-only. What its mount flags say is
+    /// not enough: ext4 turns read-only after an error without a word there.
+    pub fn refuses(&self) -> bool {
+        self.refuses.load(Ordering::Relaxed)
+    }
+
+    fn note_refusal<T>(&self, r: Result<T, Errno>) -> Result<T, Errno> {
+        match &r {
+            Ok(_) => self.refuses.store(false, Ordering::Relaxed),
+            Err(Errno::ROFS) => self.refuses.store(true, Ordering::Relaxed),
+            Err(_) => {}
+        }
+        r
     }
 
     /// The root directory.
@@ -210,20 +247,27 @@ impl Backing {
         if self.handles && id.dev == self.dev {
             handle_of(fd).map(Anchor::Handle)
         } else {
-            self.reopen(fd, libc::O_PATH).map(Anchor::Fd)
+            self.open_fd(fd, libc::O_PATH).map(Anchor::Fd)
         }
     }
 
     /// Opens an anchored inode with open(2) flags.
     pub fn open_anchor(&self, a: &Anchor, flags: i32) -> Result<OwnedFd, Errno> {
-        match a {
+        self.pass(Call::Open)?;
+        let opened = match a {
             Anchor::Handle(h) => open_handle(&self.root, h, flags),
-            Anchor::Fd(fd) => self.reopen(fd.as_fd(), flags),
-        }
+            Anchor::Fd(fd) => self.open_fd(fd.as_fd(), flags),
+        };
+        if flags & libc::O_ACCMODE == libc::O_RDONLY { opened } else { self.note_refusal(opened) }
     }
 
     /// Opens the inode of a descriptor anew, with other flags.
     pub fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
+        self.pass(Call::Open)?;
+        self.open_fd(fd, flags)
+    }
+
+    fn open_fd(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
         let flags = OFlags::from_bits_retain(flags as u32) | OFlags::CLOEXEC;
         rfs::openat(&self.proc_fd, fd_name(fd).as_str(), flags, Mode::empty())
     }
@@ -244,7 +288,7 @@ impl Backing {
     pub fn open_stage(&self, dir: impl AsFd, mode: u32) -> Result<OwnedFd, Errno> {
         self.pass(Call::OpenStage)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        rfs::openat(dir, ".", flags, Mode::from_raw_mode(mode))
+        self.note_refusal(rfs::openat(dir, ".", flags, Mode::from_raw_mode(mode)))
     }
 
     /// pwrite(2); may write less.
@@ -263,6 +307,12 @@ impl Backing {
     pub fn truncate(&self, fd: impl AsFd, size: u64) -> Result<(), Errno> {
         self.pass(Call::Truncate)?;
         rfs::ftruncate(fd, size)
+    }
+
+    /// fallocate(2).
+    pub fn allocate(&self, fd: impl AsFd, how: FallocateFlags, off: u64, len: u64) -> Result<(), Errno> {
+        self.pass(Call::Allocate)?;
+        rfs::fallocate(fd, how, off, len)
     }
 
     /// copy_file_range(2): clones where the file system can; may copy less.
@@ -357,6 +407,7 @@ impl Backing {
     /// Keeps a version that will not be published as `name` in `.fsys/failed`: moved there when it was linked as
     /// `temp` already (an inode that lost its only name cannot get another), linked there otherwise.
     pub fn keep(&self, stage: BorrowedFd<'_>, temp: Option<&str>, name: &str) -> Result<(), Errno> {
+        self.pass(Call::Keep)?;
         if let Some(temp) = temp {
             match rfs::renameat(&self.staging, temp, &self.failed, name) {
                 Err(Errno::NOENT) => {}
@@ -366,8 +417,19 @@ impl Backing {
         self.link_fd(stage, &self.failed, name.as_ref())
     }
 
-    /// Links an inode by descriptor.
-    pub fn link_fd(&self, fd: BorrowedFd<'_>, dir: impl AsFd, name: &OsStr) -> Result<(), Errno> {
+    /// linkat(2) of an inode by descriptor.
+    pub fn link(&self, fd: BorrowedFd<'_>, dir: impl AsFd, name: &OsStr) -> Result<(), Errno> {
+        self.pass(Call::Link)?;
+        self.link_fd(fd, dir, name)
+    }
+
+    /// renameat2(2).
+    pub fn rename(&self, from: (impl AsFd, &OsStr), to: (impl AsFd, &OsStr), flags: RenameFlags) -> Result<(), Errno> {
+        self.pass(Call::Rename)?;
+        rfs::renameat_with(from.0, from.1, to.0, to.1, flags)
+    }
+
+    fn link_fd(&self, fd: BorrowedFd<'_>, dir: impl AsFd, name: &OsStr) -> Result<(), Errno> {
         if self.handles {
             return rfs::linkat(fd, "", dir, name, AtFlags::EMPTY_PATH);
         }

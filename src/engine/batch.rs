@@ -103,7 +103,13 @@ impl Engine {
         }
         let replaced: Vec<_> = ops.iter().filter_map(Op::take_replaced).collect();
         for op in ops {
-            self.finish(op);
+            // The last line: whoever waits is answered by the ticket's end, and the next are not held up.
+            if let Err(fault) = contain(|| {
+                self.finish(op);
+                Ok(())
+            }) {
+                self.count_panic(&fault);
+            }
         }
         drop(replaced);
     }
@@ -314,7 +320,7 @@ impl Engine {
         op.ticket.done.answer(result);
     }
 
-    fn count_panic(&self, fault: &Fault) {
+    pub(super) fn count_panic(&self, fault: &Fault) {
         if let Fault::Panic(what) = fault {
             Counters::add(&self.counters.panics, 1);
             tracing::error!(panic = %what, "an operation panicked; it failed with EIO, the others of its batch go on");

@@ -13,7 +13,7 @@ use super::dispatch::{Cause, CommitError, Done, Outcome, Step, Ticket, Work, off
 use super::file::{File, Handle, Parked, State, Version};
 use super::state::{Event, Phase};
 use super::{Behind, Engine};
-use crate::backend::Fault;
+use crate::backend::{Fault, contain};
 use crate::config::policy::Durability;
 use crate::telemetry::{Counters, FailedVersion};
 
@@ -316,8 +316,9 @@ impl Engine {
         self.observer().discarded(file, version.id);
         if had_old {
             st.version = None;
+            let writable = st.writers > 0;
             if st.opens > 0
-                && let Err(e) = self.ensure_version(st, st.writers > 0)
+                && let Err(e) = contain(|| self.ensure_version(st, writable))
             {
                 tracing::error!(path = %place.path().display(), error = %e, "the previous version cannot be opened");
             }
@@ -334,7 +335,7 @@ impl Engine {
         let base: String = place.name.to_string_lossy().chars().filter(|c| !c.is_control()).take(48).collect();
         let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
         let name = format!("{stamp}-{base}");
-        let kept = self.backing.keep(version.fd(), version.temp.lock().as_deref(), &name);
+        let kept = contain(|| self.backing.keep(version.fd(), version.temp.lock().as_deref(), &name));
         Counters::add(&self.counters.commit_failures, 1);
         let kept_as = match &kept {
             Ok(()) => name,

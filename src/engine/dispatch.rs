@@ -84,9 +84,9 @@ impl CommitError {
 
     /// What the waiting system call returns.
     pub fn errno(&self) -> Errno {
-        match self.source {
-            Cause::Fault(Fault::Os(e)) => e,
-            Cause::Fault(Fault::Panic(_)) | Cause::Shutdown => Errno::IO,
+        match &self.source {
+            Cause::Fault(fault) => fault.errno(),
+            Cause::Shutdown => Errno::IO,
         }
     }
 }

@@ -15,6 +15,7 @@ use super::dispatch::{Copy, Done, Work};
 use super::file::{File, Handle, State, Version};
 use super::stage::{Content, without_privileges};
 use super::state::Phase;
+use crate::backend::contain;
 use crate::config::policy::{Policy, WriteMode};
 use crate::telemetry::Counters;
 
@@ -120,7 +121,11 @@ impl Engine {
                 self.account(v, off + data.len() as u64).inspect_err(|e| taint(v, off, *e))?;
             }
             drop_privileges(v, kill)?;
-            let wrote = self.put(v, off, data);
+            // A panic half way is a failed write too: what there is must not be published.
+            let wrote = contain(|| self.put(v, off, data)).map_err(|fault| {
+                self.count_panic(&fault);
+                fault.errno()
+            });
             match &wrote {
                 Err(e) if staged => taint(v, off, *e),
                 Ok(n) => heal(v, off, *n),
@@ -198,7 +203,7 @@ impl Engine {
                 self.account(v, off + len)?;
             }
             drop_privileges(v, kill)?;
-            rfs::fallocate(v.fd(), flags, off, len)
+            self.backing.allocate(v.fd(), flags, off, len)
         })
     }
 
@@ -233,10 +238,17 @@ impl Engine {
         let copied = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let (me, handle, version, n) = (self.clone(), dst.clone(), v.clone(), copied.clone());
         let answer = Done::new(move |r| {
-            if r.is_ok() {
+            let r = r.map(|()| n.load(Ordering::Acquire)).map_err(|e| e.errno());
+            // As a write that failed, unless the error says that these two cannot be copied so.
+            let cannot = [Errno::XDEV, Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS, Errno::BADF, Errno::TXTBSY];
+            let lost = r.is_err_and(|e| !cannot.contains(&e)) && handle.file.state.read().is_staged();
+            if let (true, Err(e)) = (lost, &r) {
+                taint(&version, dst_off, *e);
+            }
+            if lost || r.is_ok() {
                 me.note_write(&handle, &version);
             }
-            done(r.map(|()| n.load(Ordering::Acquire)).map_err(|e| e.errno()));
+            done(r);
         });
         self.send(Work::Copy(Copy { src: source, src_off, dst: v, dst_off, len, copied }), answer);
         Access::Done(Ok(()))

@@ -154,7 +154,7 @@ impl Engine {
 
     fn rename_backing(&self, from: &Name<'_>, to: &Name<'_>, flags: u32) -> Result<(), Errno> {
         let (a, b) = (self.dir_fd(from.dir)?, self.dir_fd(to.dir)?);
-        rfs::renameat_with(&a, from.name, &b, to.name, RenameFlags::from_bits_retain(flags))?;
+        self.backing.rename((&a, from.name), (&b, to.name), RenameFlags::from_bits_retain(flags))?;
         self.names_changed(from.dir);
         self.names_changed(to.dir);
         Ok(())
@@ -206,7 +206,7 @@ impl Engine {
                 }
                 (None, None) => return Err(Errno::STALE),
             };
-            self.backing.link_fd(fd, &to, name)?;
+            self.backing.link(fd, &to, name)?;
             self.names_changed(dir);
             Ok(())
         })();

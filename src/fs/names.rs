@@ -462,7 +462,7 @@ impl Fs {
             Kind::Other(anchor) => RenameAccess::Done((|| {
                 let fd = self.backing().open_anchor(anchor, libc::O_PATH | libc::O_NOFOLLOW)?;
                 let to = self.engine.dir_fd(&dir)?;
-                self.backing().link_fd(std::os::fd::AsFd::as_fd(&fd), &to, &name)?;
+                self.backing().link(std::os::fd::AsFd::as_fd(&fd), &to, &name)?;
                 self.engine.names_changed(&dir);
                 Ok(())
             })()),

@@ -22,6 +22,12 @@ impl Fs {
             (Some(why), _) => {
                 ("read-only", format!("{why}: nothing more is written; what was acknowledged before stands"))
             }
+            (None, _) if e.backing.refuses() => (
+                "read-only",
+                "the backing file system is read-only: saves are refused, what was saved before stands; see the \
+                 kernel's log, repair it, then mount it and this again"
+                    .into(),
+            ),
             (None, 0) => ("healthy", String::new()),
             (None, n) => ("degraded", format!("{n} commits failed; the versions before them stand")),
         };

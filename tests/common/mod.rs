@@ -12,6 +12,7 @@ pub mod tools;
 pub mod tree;
 #[path = "../tools/version.rs"]
 pub mod version;
+pub mod world;
 
 use std::fmt::Write as _;
 use std::fs::File;

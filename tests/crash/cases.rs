@@ -2,7 +2,7 @@
 
 use crate::commands::{Commands, Program};
 use crate::explore::{Budget, Report, explore};
-use crate::programs::{Level, Order, Programs, Through};
+use crate::programs::{Level, Mode, Order, Programs, Through};
 use crate::raw::{DataStep, NameStep, Protocol, Raw, Shape};
 use crate::rig::{Kind, Rig};
 use crate::workload::Workload;
@@ -155,6 +155,12 @@ pub fn all(kind: Kind) -> Vec<Case> {
             let make = move |_| Programs { order, ..Programs::new(Through::Mount, level) };
             cases.push(Case::new(&name(what), Sound, make));
         }
+        let replace = move |_| Programs { mode: Mode::Replace, ..Programs::new(Through::Mount, level) };
+        cases.push(Case::new(&name("replace"), Sound, replace));
+        // In place only names keep an order: of content, nothing is promised before the answer.
+        let in_place =
+            move |_| Programs { mode: Mode::InPlace, order: Order::Name, ..Programs::new(Through::Mount, level) };
+        cases.push(Case::new(&name("in-place"), Sound, in_place));
         cases.push(Case::new(&name("control bare"), Caught, move |_| Programs::new(Through::Raw, level)));
     }
     cases

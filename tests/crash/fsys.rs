@@ -43,6 +43,26 @@ impl Daemon {
         &self.mountpoint
     }
 
+    /// `fsys status` as a program reads it: health and reason.
+    pub fn health(&self) -> (String, String) {
+        let out = tool().args(["status", "--json"]).arg(&self.mountpoint).output().unwrap();
+        let status: serde_json::Value =
+            serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&out)));
+        let text = |key: &str| status[key].as_str().unwrap().to_owned();
+        (text("health"), text("reason"))
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        pidfd_send_signal(&self.process, signal).unwrap();
+    }
+
+    /// Waits for the end of a daemon that was told to end by a signal.
+    pub fn ended(mut self) {
+        self.wait_gone();
+        self.mounted = false;
+    }
+
     /// A clean unmount: drained, and the daemon gone.
     pub fn unmount(mut self) {
         let out = tool().arg("umount").arg(&self.mountpoint).output().unwrap();
@@ -71,11 +91,11 @@ impl Drop for Daemon {
     }
 }
 
-fn tool() -> Command {
+pub fn tool() -> Command {
     Command::new(Path::new(env!("CARGO_BIN_EXE_fsys-mount")).with_file_name("fsys"))
 }
 
-fn said(out: &Output) -> String {
+pub fn said(out: &Output) -> String {
     format!("{} {}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 

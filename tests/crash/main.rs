@@ -7,6 +7,7 @@
 // Helpers of tests: a panic is the report.
 #![allow(clippy::unwrap_used, clippy::struct_excessive_bools)]
 
+mod broken;
 mod cases;
 mod commands;
 mod device;

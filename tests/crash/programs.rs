@@ -72,11 +72,32 @@ pub enum Order {
     Name,
 }
 
+/// The write mode of the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Auto,
+    /// Every save of a program is atomic, a change of a part of a file too.
+    Replace,
+    /// None is: until it is acknowledged, a save may be there in part.
+    InPlace,
+}
+
+impl Mode {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Replace => "replace",
+            Self::InPlace => "in-place",
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Programs {
     pub through: Through,
     pub level: Level,
+    pub mode: Mode,
     pub count: usize,
     pub operations: usize,
     pub initial: Tree,
@@ -97,6 +118,7 @@ impl Programs {
         Self {
             through,
             level,
+            mode: Mode::Auto,
             count: 3,
             operations: 12,
             initial: Tree::new(),
@@ -149,8 +171,10 @@ impl Workload for Programs {
     }
 
     fn run(&mut self, rig: &Rig, root: &Path, disk: &Disk, rng: &mut Rng) -> History {
-        let daemon = (self.through == Through::Mount)
-            .then(|| Daemon::mount(root, &rig.dir("mnt"), &format!("durability={}", self.level.name())));
+        let daemon = (self.through == Through::Mount).then(|| {
+            let options = format!("durability={},mode={}", self.level.name(), self.mode.name());
+            Daemon::mount(root, &rig.dir("mnt"), &options)
+        });
         let at: PathBuf = daemon.as_ref().map_or(root, Daemon::path).to_path_buf();
         let mut programs: Vec<Program> = (0..self.count)
             .map(|n| {
@@ -160,6 +184,7 @@ impl Workload for Programs {
                     at: at.clone(),
                     disk: disk.clone(),
                     level: self.level,
+                    mode: self.mode,
                     dirs: Self::dirs(n),
                     lanes: self.lanes(n),
                     order: self.order,
@@ -218,6 +243,7 @@ struct Program {
     at: PathBuf,
     disk: Disk,
     level: Level,
+    mode: Mode,
     dirs: [String; 2],
     lanes: Vec<Lane>,
     order: Order,
@@ -273,10 +299,22 @@ impl Program {
     /// A file of this content under that name: what replaces another one keeps its metadata.
     fn node(&self, name: &str, content: &[u8]) -> Node {
         let meta = match self.now(name) {
-            Some(Node::File { meta, .. }) => meta.clone(),
+            Some(Node::File { meta, .. } | Node::Mixed { meta, .. }) => meta.clone(),
             _ => Meta::plain(),
         };
         Node::File { content: content.into(), meta }
+    }
+
+    /// What that file may be while it is written in place: empty, and then each byte old or new.
+    fn mixed(&self, name: &str, new: Node) -> Node {
+        let Node::File { content, meta } = new else { return new };
+        let mut versions = match self.now(name) {
+            Some(Node::File { content, .. }) => vec![content.clone()],
+            Some(Node::Mixed { versions, .. }) => versions.clone(),
+            _ => vec![],
+        };
+        versions.extend([Arc::default(), content]);
+        Node::Mixed { versions, meta }
     }
 
     fn begin(&mut self, name: &str, label: String, effect: impl FnOnce(&mut Tree)) -> (usize, usize) {
@@ -285,8 +323,21 @@ impl Program {
     }
 
     fn begin_save(&mut self, name: &str, content: &[u8], how: &str) -> (usize, usize) {
-        let node = self.node(name, content);
+        let mut node = self.node(name, content);
+        if self.mode == Mode::InPlace {
+            node = self.mixed(name, node);
+        }
         self.begin(name, format!("{how} {name}, {} bytes", content.len()), |t| drop(t.insert(name.into(), node)))
+    }
+
+    /// The save that began with `step` was answered.
+    fn saved(&mut self, waits: bool, name: &str, content: &[u8], step: (usize, usize)) {
+        let mut step = step;
+        if waits && self.mode == Mode::InPlace {
+            let node = self.node(name, content);
+            step = self.begin(name, format!("{name} is complete"), |t| drop(t.insert(name.into(), node)));
+        }
+        self.durable_if(waits, step);
     }
 
     fn durable_if(&mut self, waits: bool, (lane, step): (usize, usize)) {
@@ -306,7 +357,7 @@ impl Program {
         let mut file = self.create(name);
         content.chunks(content.len() / 3 + 1).for_each(|piece| file.write_all(piece).unwrap());
         close(file);
-        self.durable_if(self.level.close_waits(), step);
+        self.saved(self.level.close_waits(), name, &content, step);
     }
 
     /// The same with an fsync in the middle or at the end: two commit points, or one.
@@ -317,12 +368,12 @@ impl Program {
         let mut file = self.create(name);
         file.write_all(&content[..half]).unwrap();
         file.sync_all().unwrap();
-        self.durable_if(self.level.fsync_waits(), step);
+        self.saved(self.level.fsync_waits(), name, &content[..half], step);
         if half < content.len() {
             let step = self.begin_save(name, &content, "go on after fsync with");
             file.write_all(&content[half..]).unwrap();
             close(file);
-            self.durable_if(self.level.close_waits(), step);
+            self.saved(self.level.close_waits(), name, &content, step);
         }
     }
 
@@ -334,11 +385,11 @@ impl Program {
         let mut file = self.create(name);
         file.write_all(&content[..half]).unwrap();
         close(file.try_clone().unwrap());
-        self.durable_if(self.level.close_waits(), step);
+        self.saved(self.level.close_waits(), name, &content[..half], step);
         let step = self.begin_save(name, &content, "go on after a dup's close with");
         file.write_all(&content[half..]).unwrap();
         close(file);
-        self.durable_if(self.level.close_waits(), step);
+        self.saved(self.level.close_waits(), name, &content, step);
     }
 
     /// As editors do it, with or without the fsync.
@@ -350,10 +401,10 @@ impl Program {
         file.write_all(&content).unwrap();
         if self.rng.bool() {
             file.sync_all().unwrap();
-            self.durable_if(self.level.fsync_waits(), step);
+            self.saved(self.level.fsync_waits(), &temp, &content, step);
         }
         close(file);
-        self.durable_if(self.level.close_waits(), step);
+        self.saved(self.level.close_waits(), &temp, &content, step);
         self.rename(&temp, name);
     }
 
@@ -435,9 +486,11 @@ impl Program {
         new[from..from + piece.len()].copy_from_slice(&piece);
         self.versions.push(new.clone().into());
         let name = self.place.clone();
-        let mixed = Node::Mixed { versions: self.versions.clone(), meta: Meta::plain() };
         let label = format!("write {} bytes at {from} of {name}", piece.len());
-        self.lanes[IN_PLACE].begin(&self.disk, label.clone(), |t| drop(t.insert(name.clone(), mixed)));
+        if self.mode != Mode::Replace {
+            let mixed = Node::Mixed { versions: self.versions.clone(), meta: Meta::plain() };
+            self.lanes[IN_PLACE].begin(&self.disk, label.clone(), |t| drop(t.insert(name.clone(), mixed)));
+        }
         let node = Node::File { content: new.into(), meta: Meta::plain() };
         let step = self.lanes[IN_PLACE].begin(&self.disk, label, |t| drop(t.insert(name.clone(), node)));
         let file = OpenOptions::new().write(true).open(self.at.join(&name)).unwrap();

@@ -102,6 +102,11 @@ impl Rig {
         self.root.dir(name)
     }
 
+    /// The device's name, as in `/sys/block`.
+    pub fn device(&self) -> String {
+        self.device.path().file_name().unwrap().to_string_lossy().into_owned()
+    }
+
     /// Mounts the disk as it is now; unmounted when the answer is dropped.
     pub fn mount(&self, read_only: bool) -> io::Result<Mounted> {
         self.device.invalidate()?;
