@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use rustix::fs::Stat;
 use rustix::io::Errno;
 
 use super::file::File;
@@ -42,6 +43,21 @@ impl Place {
     }
 }
 
+/// A publication moves a directory's times, though for programs no name changed: it was there since its creation.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    /// Modification and change time that the directory has.
+    real: Times,
+    /// Those that programs see as long as it has these.
+    shown: Times,
+}
+
+type Times = [(i64, i64); 2];
+
+fn times_of(st: &Stat) -> Times {
+    [(st.st_mtime, st.st_mtime_nsec as i64), (st.st_ctime, st.st_ctime_nsec as i64)]
+}
+
 /// One directory.
 #[derive(Debug)]
 pub struct Dir {
@@ -60,6 +76,7 @@ pub struct Dir {
     pub published: AtomicU64,
     /// How many files here have a change that was acknowledged and is not committed yet.
     pub owed: AtomicU64,
+    shown: Mutex<Option<Shown>>,
     fd: Mutex<Option<Arc<OwnedFd>>>,
     changed: AtomicU64,
     synced: AtomicU64,
@@ -76,6 +93,7 @@ impl Dir {
             staged: Mutex::default(),
             published: AtomicU64::new(0),
             owed: AtomicU64::new(0),
+            shown: Mutex::new(None),
             fd: Mutex::new(None),
             changed: AtomicU64::new(0),
             synced: AtomicU64::new(0),
@@ -91,6 +109,55 @@ impl Dir {
     pub fn mark_changed(&self) -> bool {
         let before = self.changed.fetch_add(1, Ordering::AcqRel);
         before == self.synced.load(Ordering::Acquire)
+    }
+
+    /// Attributes as programs see them.
+    pub fn stat(&self, fd: &OwnedFd) -> Result<Stat, Errno> {
+        let mut st = rustix::fs::fstat(fd)?;
+        let [mtime, ctime] = self.times_for(&st);
+        (st.st_mtime, st.st_mtime_nsec) = (mtime.0, mtime.1 as _);
+        (st.st_ctime, st.st_ctime_nsec) = (ctime.0, ctime.1 as _);
+        Ok(st)
+    }
+
+    fn times_for(&self, st: &Stat) -> Times {
+        let mut times = times_of(st);
+        if let Some(s) = &*self.shown.lock() {
+            for ((t, real), shown) in times.iter_mut().zip(s.real).zip(s.shown) {
+                if *t == real {
+                    *t = shown;
+                }
+            }
+        }
+        times
+    }
+
+    /// A name that is no backing name yet came or went: the times of the directory move now.
+    pub fn touch(&self, fd: &OwnedFd) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        let now = (now.tv_sec, now.tv_nsec as i64);
+        if let Ok(st) = rustix::fs::fstat(fd) {
+            *self.shown.lock() = Some(Shown { real: times_of(&st), shown: [now, now] });
+        }
+    }
+
+    /// Runs a publication, which changes the backing directory and for programs nothing, and counts the change.
+    pub fn publish<T>(&self, fd: &OwnedFd, f: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+        let (count, before) = (self.changes(), rustix::fs::fstat(fd));
+        let r = f()?;
+        if let (Ok(before), Ok(after)) = (before, rustix::fs::fstat(fd)) {
+            let shown = Shown { real: times_of(&after), shown: self.times_for(&before) };
+            let mut slot = self.shown.lock();
+            // A change of another name in between has its time in `after`; one that is counted later clears this.
+            *slot = (self.changes() == count).then_some(shown);
+        }
+        self.mark_changed();
+        Ok(r)
+    }
+
+    /// A backing name changed: its time is the one to show.
+    pub fn show_real_times(&self) {
+        *self.shown.lock() = None;
     }
 
     /// The changes so far; pass it to [`Dir::mark_synced`] after the sync.
