@@ -210,6 +210,7 @@ impl Engine {
         dst: &Arc<Handle>,
         dst_off: u64,
         len: usize,
+        kill: bool,
         done: impl FnOnce(Result<usize, Errno>) + Send + 'static,
     ) -> Access<()> {
         let len = if self.backing.probe().reflink { len } else { len.min(COPY_MAX) };
@@ -218,7 +219,12 @@ impl Engine {
             Err(e) => return Access::Done(Err(e)),
         };
         let end = dst_off + len as u64;
-        let target = self.change(dst, false, |v, staged| if staged { self.account(v, end) } else { Ok(()) });
+        let target = self.change(dst, false, |v, staged| {
+            if staged {
+                self.account(v, end)?;
+            }
+            drop_privileges(v, kill)
+        });
         match target {
             Access::Wait => return Access::Wait,
             Access::Done(Err(e)) => return Access::Done(Err(e)),
