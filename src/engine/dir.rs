@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::Stat;
@@ -78,6 +78,8 @@ pub struct Dir {
     pub owed: AtomicU64,
     shown: Mutex<Option<Shown>>,
     fd: Mutex<Option<Arc<OwnedFd>>>,
+    /// Removed: the descriptor is all that leads to it.
+    gone: AtomicBool,
     changed: AtomicU64,
     synced: AtomicU64,
 }
@@ -95,6 +97,7 @@ impl Dir {
             owed: AtomicU64::new(0),
             shown: Mutex::new(None),
             fd: Mutex::new(None),
+            gone: AtomicBool::new(false),
             changed: AtomicU64::new(0),
             synced: AtomicU64::new(0),
         }
@@ -170,6 +173,12 @@ impl Dir {
         self.synced.fetch_max(upto, Ordering::AcqRel);
     }
 
+    /// Its name went: a program may have it as its working directory. `fd` is its descriptor, from before.
+    pub fn hold(&self, fd: Arc<OwnedFd>) {
+        self.gone.store(true, Ordering::Release);
+        *self.fd.lock() = Some(fd);
+    }
+
     /// Whether all name operations are durable.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire) >= self.changes()
@@ -207,7 +216,7 @@ impl DirFds {
         recent.push_back(dir.clone());
         let old = if recent.len() > self.max { recent.pop_front() } else { None };
         drop(recent);
-        if let Some(old) = old {
+        if let Some(old) = old.filter(|d| !d.gone.load(Ordering::Acquire)) {
             *old.fd.lock() = None;
         }
         Ok(fd)

@@ -73,7 +73,12 @@ impl Engine {
         if staged.as_ref().is_some_and(|s| !s.is_empty()) {
             return Err(Errno::NOTEMPTY);
         }
-        self.unlink_backing(&Name { dir: parent, name, file: None }, true)
+        let fd = dir.map(|d| self.dir_fd(d)).transpose()?;
+        self.unlink_backing(&Name { dir: parent, name, file: None }, true)?;
+        if let (Some(d), Some(fd)) = (dir, fd) {
+            d.hold(fd);
+        }
+        Ok(())
     }
 
     fn unlink_backing(&self, n: &Name<'_>, rmdir: bool) -> Result<(), Errno> {

@@ -146,7 +146,7 @@ impl Fs {
                     }
                     Ok(r)
                 }
-                Kind::Other(a) => f(self.backing().open_anchor(a, libc::O_PATH | libc::O_NOFOLLOW)?.as_fd()),
+                Kind::Other(o) => f(o.open(self.backing())?.as_fd()),
                 Kind::File(_) => Err(Errno::INVAL),
             }
         })())
@@ -155,8 +155,8 @@ impl Fs {
     /// readlink(2).
     pub fn readlink(&self, node: u64) -> Result<Vec<u8>, Errno> {
         let node = self.node(node)?;
-        let Kind::Other(a) = &node.kind else { return Err(Errno::INVAL) };
-        let fd = self.backing().open_anchor(a, libc::O_PATH | libc::O_NOFOLLOW)?;
+        let Kind::Other(o) = &node.kind else { return Err(Errno::INVAL) };
+        let fd = o.open(self.backing())?;
         rfs::readlinkat(&fd, "", Vec::new()).map(std::ffi::CString::into_bytes)
     }
 

@@ -79,7 +79,8 @@ impl Fs {
         }
     }
 
-    /// The regular file of a name, for operations that care about staged versions. Not counted.
+    /// The regular file of a name, for operations that take the name away. Not counted. What else has the name is
+    /// held, so that those who have it open can go on.
     fn file_at(&self, dir: &Arc<Dir>, name: &OsStr) -> Result<Option<Arc<File>>, Errno> {
         if let Some(f) = dir.staged(name) {
             return Ok(Some(f));
@@ -89,8 +90,15 @@ impl Fs {
             Err(Errno::NOENT) => return Ok(None),
             Err(e) => return Err(e),
         };
-        let node = self.table.find(crate::backend::FileId::of(&st));
-        Ok(node.and_then(|n| n.file().ok().cloned()))
+        let Some(node) = self.table.find(crate::backend::FileId::of(&st)) else { return Ok(None) };
+        Ok(match &node.kind {
+            Kind::File(f) => Some(f.clone()),
+            Kind::Other(o) => {
+                o.hold(self.backing());
+                None
+            }
+            Kind::Dir(_) => None,
+        })
     }
 
     /// Runs `again` when the saves that were acknowledged in these directories are committed: they come first.
@@ -378,17 +386,22 @@ impl Fs {
         let moved_dir = if a.is_none() { self.known_dir(&from, &name) } else { None };
         let other_dir = if b.is_none() { self.known_dir(&to, &new_name) } else { None };
         let exchange = flags & libc::RENAME_EXCHANGE != 0;
-        if let Some(d) = other_dir.as_ref().filter(|_| !exchange)
-            && !d.staged.lock().is_empty()
-        {
-            // Not empty, though the backing directory may be.
-            let replace = flags & libc::RENAME_NOREPLACE == 0;
-            return reply.send(Err(if replace { Errno::NOTEMPTY } else { Errno::EXIST }));
+        let mut over = None;
+        if let Some(d) = other_dir.as_ref().filter(|_| !exchange) {
+            if !d.staged.lock().is_empty() {
+                // Not empty, though the backing directory may be.
+                let replace = flags & libc::RENAME_NOREPLACE == 0;
+                return reply.send(Err(if replace { Errno::NOTEMPTY } else { Errno::EXIST }));
+            }
+            over = self.engine.dir_fd(d).ok().map(|fd| (d.clone(), fd));
         }
         let src = Name { dir: &from, name: &name, file: a };
         let dst = Name { dir: &to, name: &new_name, file: b };
         match self.engine.rename(&src, &dst, flags) {
             RenameAccess::Done(Ok(())) => {
+                if let Some((d, fd)) = over {
+                    d.hold(fd);
+                }
                 if let Some(d) = moved_dir {
                     *d.place.lock() = Some(Place { dir: to.clone(), name: new_name.clone() });
                 }
@@ -450,8 +463,8 @@ impl Fs {
         let linked = match &node.kind {
             Kind::File(f) => self.engine.link(f, &dir, &name),
             Kind::Dir(_) => RenameAccess::Done(Err(Errno::PERM)),
-            Kind::Other(anchor) => RenameAccess::Done((|| {
-                let fd = self.backing().open_anchor(anchor, libc::O_PATH | libc::O_NOFOLLOW)?;
+            Kind::Other(o) => RenameAccess::Done((|| {
+                let fd = o.open(self.backing())?;
                 let to = self.engine.dir_fd(&dir)?;
                 self.backing().link_fd(std::os::fd::AsFd::as_fd(&fd), &to, &name)?;
                 self.engine.names_changed(&dir);
@@ -483,7 +496,7 @@ impl Fs {
                 }
                 st
             }
-            Kind::Other(a) => rfs::fstat(self.backing().open_anchor(a, libc::O_PATH | libc::O_NOFOLLOW)?)?,
+            Kind::Other(o) => rfs::fstat(o.open(self.backing())?)?,
         };
         let mut stat = stat;
         if stat.st_dev != self.backing().dev() {
