@@ -192,17 +192,18 @@ impl Engine {
         let ctime = || rustix::fs::fstat(version.fd()).map(|st| ctime_of(&st));
         let shown = ctime()?;
         let anchor = self.backing.anchor_of(version.fd(), version.id)?;
-        let linked = if replaces { Err(Errno::EXIST) } else { self.backing.link_new(version.fd(), &dir, &place.name) };
-        match linked {
-            // Also when somebody made the name behind the mount: the last save wins, as with any rename.
-            Err(Errno::EXIST) => {
-                let temp = self.backing.temp_name();
-                *version.temp.lock() = Some(temp.clone());
-                self.backing.replace(version.fd(), &temp, &dir, &place.name)?;
+        place.dir.publish(&dir, || {
+            let new = if replaces { Err(Errno::EXIST) } else { self.backing.link_new(version.fd(), &dir, &place.name) };
+            match new {
+                // Also when somebody made the name behind the mount: the last save wins, as with any rename.
+                Err(Errno::EXIST) => {
+                    let temp = self.backing.temp_name();
+                    *version.temp.lock() = Some(temp.clone());
+                    self.backing.replace(version.fd(), &temp, &dir, &place.name)
+                }
+                r => r,
             }
-            r => r?,
-        }
-        place.dir.mark_changed();
+        })?;
         // From here on nothing may fail: the version is in place.
         Ok(Published { anchor, ctime: ctime().ok().map(|real| Ctime { real, shown }) })
     }
@@ -210,6 +211,7 @@ impl Engine {
     fn unlink_now(&self, place: &Place, rmdir: bool) -> Result<(), Errno> {
         let dir = self.dir_fd(&place.dir)?;
         self.backing.unlink(&dir, &place.name, rmdir)?;
+        place.dir.show_real_times();
         place.dir.mark_changed();
         Ok(())
     }
