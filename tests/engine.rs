@@ -1,6 +1,8 @@
 //! The engine without a mount, on a real directory, with every call seen and faults injected at the seam.
 //! A paragraph of the contract over each test.
 
+#![allow(clippy::unwrap_used)] // helpers of tests: a failure there is a failure of the test
+
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, mpsc};
