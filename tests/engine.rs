@@ -1,6 +1,8 @@
 //! The engine without a mount, on a real directory, with every call seen and faults injected at the seam.
 //! A paragraph of the contract over each test.
 
+#![allow(clippy::unwrap_used)] // helpers of tests: a failure there is a failure of the test
+
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, mpsc};
@@ -300,6 +302,49 @@ fn eio_on_a_data_flush() {
     assert!(matches!(r.engine.open(&kept.file, libc::O_RDWR, kept.policy, false), Access::Done(Err(Errno::ROFS))));
     r.engine.release(&k);
     r.engine.release(&h);
+}
+
+/// P3. After a failed flush nothing that is queued is reported durable, though the next flush would say so.
+#[test]
+fn nothing_queued_survives_a_failed_flush() {
+    let r = rig();
+    let handles: Vec<_> = (0..3)
+        .map(|i| {
+            let h = r.save(&format!("f{i}"), b"old");
+            let h = r.rewrite(&h);
+            r.write(&h, b"new").unwrap();
+            h
+        })
+        .collect();
+    // Only the very first sync of a directory fails, and not before the others are queued behind it.
+    let (entered, running) = mpsc::channel();
+    let (go, hold) = mpsc::channel::<()>();
+    r.rule(move |c, n| match (c, n) {
+        (Call::SyncDir, 0) => {
+            entered.send(()).unwrap();
+            hold.recv().unwrap();
+            Verdict::Fail(Errno::IO)
+        }
+        _ => Verdict::Go,
+    });
+    let (tx, rx) = mpsc::channel();
+    let close = |h: &Handle| {
+        let tx = tx.clone();
+        r.engine.close(h, 0, Done::new(move |result| tx.send(result).unwrap()));
+    };
+    let first = r.create("first");
+    r.write(&first, b"x").unwrap();
+    close(&first);
+    running.recv_timeout(Duration::from_secs(60)).expect("the first sync begins");
+    handles.iter().for_each(close);
+    go.send(()).unwrap();
+    for _ in 0..4 {
+        let result = rx.recv_timeout(Duration::from_secs(60)).expect("every close is answered");
+        assert_eq!(result.unwrap_err().errno(), Errno::IO);
+    }
+    r.engine.release(&first);
+    assert!((0..3).all(|i| r.on_disk(&format!("f{i}")).as_deref() == Some("old")));
+    handles.iter().for_each(|h| r.engine.release(h));
 }
 
 /// P3. One commit's failure fails no other commit of its batch; a panic is such a failure.

@@ -1,5 +1,7 @@
 //! What programs see, on real mounts: a paragraph of the contract over each test.
 
+#![allow(clippy::unwrap_used)] // helpers of tests: a failure there is a failure of the test
+
 mod common;
 
 use std::fs::{self, File, OpenOptions};

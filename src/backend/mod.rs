@@ -485,7 +485,12 @@ fn copy_project(src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<(), Errno> {
     /// `FS_XFLAG_SYNC`, `_NOATIME`, `_NODUMP` of linux/fs.h; the others do not occur on a file open for writing, or
     /// belong to the extents.
     const FLAGS: u32 = 0x20 | 0x40 | 0x80;
+    /// `FS_XFLAG_IMMUTABLE`, `_APPEND`: such a file is not replaced.
+    const PROTECTED: u32 = 0x8 | 0x10;
     let (Ok(old), Ok(mut new)) = (sys::get_fsxattr(src), sys::get_fsxattr(dst)) else { return Ok(()) };
+    if old.xflags & PROTECTED != 0 {
+        return Err(Errno::PERM);
+    }
     if (old.project, old.xflags & FLAGS) == (new.project, new.xflags & FLAGS) {
         return Ok(());
     }

@@ -88,6 +88,10 @@ impl Engine {
         let steps: [(Step, fn(&Self, &mut [Op])); 3] =
             [(Step::Data, Self::flush_data), (Step::Publish, Self::publish_all), (Step::SyncParent, Self::barrier)];
         for (step, run) in steps {
+            if self.writable().is_err() {
+                // Once the device failed a flush, a later one that succeeds proves nothing: so nothing succeeds.
+                ops.iter_mut().for_each(|op| op.fail(step, Fault::Os(Errno::IO)));
+            }
             if let Err(fault) = contain(|| {
                 run(self, &mut ops);
                 Ok(())
@@ -122,7 +126,8 @@ impl Engine {
     /// Step 1. Copies come first, so that a commit of their target in the same batch flushes them too.
     fn flush_data(&self, ops: &mut [Op]) {
         for op in ops.iter_mut() {
-            if let Work::Copy(c) = &op.ticket.work
+            if op.alive()
+                && let Work::Copy(c) = &op.ticket.work
                 && let Err(fault) = contain(|| self.copy_now(c))
             {
                 self.count_panic(&fault);
@@ -132,6 +137,7 @@ impl Engine {
         let plan: Vec<(usize, Arc<Version>, Flush)> = ops
             .iter()
             .enumerate()
+            .filter(|(_, op)| op.alive())
             .filter_map(|(i, op)| match &op.ticket.work {
                 Work::Publish { version, method, .. } => Some((i, version.clone(), self.flush_of(*method))),
                 _ => None,
@@ -186,17 +192,18 @@ impl Engine {
         let ctime = || rustix::fs::fstat(version.fd()).map(|st| ctime_of(&st));
         let shown = ctime()?;
         let anchor = self.backing.anchor_of(version.fd(), version.id)?;
-        let linked = if replaces { Err(Errno::EXIST) } else { self.backing.link_new(version.fd(), &dir, &place.name) };
-        match linked {
-            // Also when somebody made the name behind the mount: the last save wins, as with any rename.
-            Err(Errno::EXIST) => {
-                let temp = self.backing.temp_name();
-                *version.temp.lock() = Some(temp.clone());
-                self.backing.replace(version.fd(), &temp, &dir, &place.name)?;
+        place.dir.publish(&dir, || {
+            let new = if replaces { Err(Errno::EXIST) } else { self.backing.link_new(version.fd(), &dir, &place.name) };
+            match new {
+                // Also when somebody made the name behind the mount: the last save wins, as with any rename.
+                Err(Errno::EXIST) => {
+                    let temp = self.backing.temp_name();
+                    *version.temp.lock() = Some(temp.clone());
+                    self.backing.replace(version.fd(), &temp, &dir, &place.name)
+                }
+                r => r,
             }
-            r => r?,
-        }
-        place.dir.mark_changed();
+        })?;
         // From here on nothing may fail: the version is in place.
         Ok(Published { anchor, ctime: ctime().ok().map(|real| Ctime { real, shown }) })
     }
@@ -204,6 +211,7 @@ impl Engine {
     fn unlink_now(&self, place: &Place, rmdir: bool) -> Result<(), Errno> {
         let dir = self.dir_fd(&place.dir)?;
         self.backing.unlink(&dir, &place.name, rmdir)?;
+        place.dir.show_real_times();
         place.dir.mark_changed();
         Ok(())
     }

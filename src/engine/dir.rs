@@ -5,9 +5,10 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use rustix::fs::Stat;
 use rustix::io::Errno;
 
 use super::file::File;
@@ -42,6 +43,21 @@ impl Place {
     }
 }
 
+/// A publication moves a directory's times, though for programs no name changed: it was there since its creation.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    /// Modification and change time that the directory has.
+    real: Times,
+    /// Those that programs see as long as it has these.
+    shown: Times,
+}
+
+type Times = [(i64, i64); 2];
+
+fn times_of(st: &Stat) -> Times {
+    [(st.st_mtime, st.st_mtime_nsec as i64), (st.st_ctime, st.st_ctime_nsec as i64)]
+}
+
 /// One directory.
 #[derive(Debug)]
 pub struct Dir {
@@ -60,7 +76,10 @@ pub struct Dir {
     pub published: AtomicU64,
     /// How many files here have a change that was acknowledged and is not committed yet.
     pub owed: AtomicU64,
+    shown: Mutex<Option<Shown>>,
     fd: Mutex<Option<Arc<OwnedFd>>>,
+    /// Removed: the descriptor is all that leads to it.
+    gone: AtomicBool,
     changed: AtomicU64,
     synced: AtomicU64,
 }
@@ -76,7 +95,9 @@ impl Dir {
             staged: Mutex::default(),
             published: AtomicU64::new(0),
             owed: AtomicU64::new(0),
+            shown: Mutex::new(None),
             fd: Mutex::new(None),
+            gone: AtomicBool::new(false),
             changed: AtomicU64::new(0),
             synced: AtomicU64::new(0),
         }
@@ -93,6 +114,55 @@ impl Dir {
         before == self.synced.load(Ordering::Acquire)
     }
 
+    /// Attributes as programs see them.
+    pub fn stat(&self, fd: &OwnedFd) -> Result<Stat, Errno> {
+        let mut st = rustix::fs::fstat(fd)?;
+        let [mtime, ctime] = self.times_for(&st);
+        (st.st_mtime, st.st_mtime_nsec) = (mtime.0, mtime.1 as _);
+        (st.st_ctime, st.st_ctime_nsec) = (ctime.0, ctime.1 as _);
+        Ok(st)
+    }
+
+    fn times_for(&self, st: &Stat) -> Times {
+        let mut times = times_of(st);
+        if let Some(s) = &*self.shown.lock() {
+            for ((t, real), shown) in times.iter_mut().zip(s.real).zip(s.shown) {
+                if *t == real {
+                    *t = shown;
+                }
+            }
+        }
+        times
+    }
+
+    /// A name that is no backing name yet came or went: the times of the directory move now.
+    pub fn touch(&self, fd: &OwnedFd) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        let now = (now.tv_sec, now.tv_nsec as i64);
+        if let Ok(st) = rustix::fs::fstat(fd) {
+            *self.shown.lock() = Some(Shown { real: times_of(&st), shown: [now, now] });
+        }
+    }
+
+    /// Runs a publication, which changes the backing directory and for programs nothing, and counts the change.
+    pub fn publish<T>(&self, fd: &OwnedFd, f: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+        let (count, before) = (self.changes(), rustix::fs::fstat(fd));
+        let r = f()?;
+        if let (Ok(before), Ok(after)) = (before, rustix::fs::fstat(fd)) {
+            let shown = Shown { real: times_of(&after), shown: self.times_for(&before) };
+            let mut slot = self.shown.lock();
+            // A change of another name in between has its time in `after`; one that is counted later clears this.
+            *slot = (self.changes() == count).then_some(shown);
+        }
+        self.mark_changed();
+        Ok(r)
+    }
+
+    /// A backing name changed: its time is the one to show.
+    pub fn show_real_times(&self) {
+        *self.shown.lock() = None;
+    }
+
     /// The changes so far; pass it to [`Dir::mark_synced`] after the sync.
     pub fn changes(&self) -> u64 {
         self.changed.load(Ordering::Acquire)
@@ -101,6 +171,12 @@ impl Dir {
     /// All changes up to `upto` are durable.
     pub fn mark_synced(&self, upto: u64) {
         self.synced.fetch_max(upto, Ordering::AcqRel);
+    }
+
+    /// Its name went: a program may have it as its working directory. `fd` is its descriptor, from before.
+    pub fn hold(&self, fd: Arc<OwnedFd>) {
+        self.gone.store(true, Ordering::Release);
+        *self.fd.lock() = Some(fd);
     }
 
     /// Whether all name operations are durable.
@@ -140,7 +216,7 @@ impl DirFds {
         recent.push_back(dir.clone());
         let old = if recent.len() > self.max { recent.pop_front() } else { None };
         drop(recent);
-        if let Some(old) = old {
+        if let Some(old) = old.filter(|d| !d.gone.load(Ordering::Acquire)) {
             *old.fd.lock() = None;
         }
         Ok(fd)

@@ -26,6 +26,8 @@ pub struct Version {
     pub id: FileId,
     /// Whether `fd` can be written.
     pub writable: bool,
+    /// The file takes appends only (`chattr +a`), and so does `fd`.
+    pub append_only: bool,
     /// Changes so far, counted after each is done; starts at 1, since what happened before the open is not known.
     pub changes: AtomicU64,
     /// The count of changes that the last flush covered.
@@ -55,6 +57,7 @@ impl Version {
             direct: None,
             id,
             writable,
+            append_only: false,
             changes: AtomicU64::new(1),
             synced: AtomicU64::new(0),
             dirty_ms: AtomicU64::new(0),

@@ -51,6 +51,11 @@ impl Engine {
         if let Err(e) = self.ensure_version(&mut st, writes || truncates) {
             return Access::Done(Err(e));
         }
+        let appends = flags & libc::O_APPEND != 0 && !truncates;
+        if writes && !appends && st.version.as_ref().is_some_and(|v| v.append_only) {
+            self.close_if_idle(&mut st);
+            return Access::Done(Err(Errno::PERM));
+        }
         st.policy = policy;
         let replace = if truncates { self.truncate_all(file, &mut st, policy, unprivileged) } else { Ok(false) };
         Access::Done(replace.map(|r| opened(file, &mut st, flags, policy, r || policy.mode == WriteMode::Replace)))
@@ -59,14 +64,22 @@ impl Engine {
     /// Makes sure that the content is open, for writing too if asked.
     pub(super) fn ensure_version(&self, st: &mut State, writable: bool) -> Result<(), Errno> {
         let open = |flags| -> Result<Version, Errno> {
-            let fd = match (&st.version, &st.anchor, &st.pin) {
-                (Some(v), ..) => self.backing.reopen(v.fd(), flags)?,
-                (None, _, Some(pin)) => self.backing.reopen(std::os::fd::AsFd::as_fd(pin), flags)?,
-                (None, Some(a), None) => self.backing.open_anchor(a, flags)?,
-                (None, None, None) => return Err(Errno::STALE),
+            let open_as = |flags| match (&st.version, &st.anchor, &st.pin) {
+                (Some(v), ..) => self.backing.reopen(v.fd(), flags),
+                (None, _, Some(pin)) => self.backing.reopen(std::os::fd::AsFd::as_fd(pin), flags),
+                (None, Some(a), None) => self.backing.open_anchor(a, flags),
+                (None, None, None) => Err(Errno::STALE),
+            };
+            let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
+            let (fd, append_only) = match open_as(flags) {
+                Err(Errno::PERM) if writable => (open_as(flags | libc::O_APPEND)?, true),
+                // The owner of the mount may write and not read.
+                Err(Errno::ACCESS) if writable => (open_as(libc::O_WRONLY)?, false),
+                fd => (fd?, false),
             };
             let id = st.id.ok_or(Errno::STALE)?;
-            let v = Version::new(fd, id, flags & libc::O_ACCMODE != libc::O_RDONLY);
+            let mut v = Version::new(fd, id, writable);
+            v.append_only = append_only;
             v.caps.store(rfs::fgetxattr(v.fd(), CAPS, &mut [0_u8; 0][..]).is_ok_and(|n| n > 0), Ordering::Relaxed);
             Ok(v)
         };
@@ -133,6 +146,8 @@ impl Engine {
                 fault.errno()
             });
             match &wrote {
+                // Asked for what no file can hold: nothing was lost.
+                Err(Errno::FBIG | Errno::INVAL) => {}
                 Err(e) if staged => taint(v, off, *e),
                 Ok(n) => heal(v, off, *n),
                 Err(_) => {}
@@ -228,6 +243,7 @@ impl Engine {
         dst: &Arc<Handle>,
         dst_off: u64,
         len: usize,
+        kill: bool,
         done: impl FnOnce(Result<usize, Errno>) + Send + 'static,
     ) -> Access<()> {
         let len = if self.backing.probe().reflink { len } else { len.min(COPY_MAX) };
@@ -236,7 +252,12 @@ impl Engine {
             Err(e) => return Access::Done(Err(e)),
         };
         let end = dst_off + len as u64;
-        let target = self.change(dst, false, |v, staged| if staged { self.account(v, end) } else { Ok(()) });
+        let target = self.change(dst, false, |v, staged| {
+            if staged {
+                self.account(v, end)?;
+            }
+            drop_privileges(v, kill)
+        });
         match target {
             Access::Wait => return Access::Wait,
             Access::Done(Err(e)) => return Access::Done(Err(e)),

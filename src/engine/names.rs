@@ -55,7 +55,7 @@ impl Engine {
         }
         let only_staged = st.phase == Phase::Staged && st.id.is_none();
         let r = if only_staged {
-            Ok(())
+            self.dir_fd(n.dir).map(|fd| n.dir.touch(&fd))
         } else {
             self.pin(&mut st);
             self.unlink_backing(n, false)
@@ -73,7 +73,12 @@ impl Engine {
         if staged.as_ref().is_some_and(|s| !s.is_empty()) {
             return Err(Errno::NOTEMPTY);
         }
-        self.unlink_backing(&Name { dir: parent, name, file: None }, true)
+        let fd = dir.map(|d| self.dir_fd(d)).transpose()?;
+        self.unlink_backing(&Name { dir: parent, name, file: None }, true)?;
+        if let (Some(d), Some(fd)) = (dir, fd) {
+            d.hold(fd);
+        }
+        Ok(())
     }
 
     fn unlink_backing(&self, n: &Name<'_>, rmdir: bool) -> Result<(), Errno> {
@@ -218,6 +223,12 @@ impl Engine {
 
     /// Notes that names in a directory changed and are to be made durable within the commit interval.
     pub fn names_changed(&self, dir: &Arc<Dir>) {
+        dir.show_real_times();
+        self.dir_changed(dir);
+    }
+
+    /// Notes that a directory's own attributes changed.
+    pub fn dir_changed(&self, dir: &Arc<Dir>) {
         if dir.mark_changed() {
             self.dirty_dirs.lock().insert(dir.tag, dir.clone());
         }

@@ -48,7 +48,7 @@ impl Engine {
         self.writable()?;
         let dir_fd = self.dir_fd(dir)?;
         let fd = {
-            let _as = As::caller(caller);
+            let _as = As::caller(caller, mode);
             self.backing.open_stage(&dir_fd, mode & 0o7777)?
         };
         let id = FileId::of(&rfs::fstat(&fd)?);
@@ -65,6 +65,7 @@ impl Engine {
             }
             staged.insert(name.to_owned(), file.clone());
         }
+        dir.touch(&dir_fd);
         self.note_stage(&file, id);
         let mut st = file.state.write();
         Ok(super::io::opened(&file, &mut st, flags, policy, true))

@@ -118,6 +118,9 @@ impl Fs {
                 continue;
             }
             let id = FileId { dev: dir.id.dev, ino: e.ino() };
+            if id == self.private {
+                continue;
+            }
             let item = (name, id, e.file_type(), e.next_entry_cookie());
             if !self.emit(dir, item, plus, sink) {
                 return Ok(false);

@@ -117,7 +117,7 @@ impl Fs {
     }
 
     /// copy_file_range(2).
-    pub fn copy(self: &Arc<Self>, from: (u64, u64), to: (u64, u64), len: usize, reply: Reply<u32>) {
+    pub fn copy(self: &Arc<Self>, caller: Caller, from: (u64, u64), to: (u64, u64), len: usize, reply: Reply<u32>) {
         let handles = self.handle(from.0).and_then(|a| Ok((a, self.handle(to.0)?)));
         let (src, dst) = match handles {
             Ok(h) => h,
@@ -132,7 +132,7 @@ impl Fs {
             }
         };
         let len = len.min(u32::MAX as usize / 2);
-        match self.engine.copy(&src, from.1, &dst, to.1, len, answer) {
+        match self.engine.copy(&src, from.1, &dst, to.1, len, caller.uid != 0, answer) {
             Access::Done(Ok(())) => {}
             Access::Done(Err(e)) => {
                 if let Some(reply) = slot.lock().take() {
@@ -145,7 +145,7 @@ impl Fs {
                     &dst.file,
                     Box::new(move || {
                         if let Some(reply) = slot.lock().take() {
-                            me.copy(from, to, len, reply);
+                            me.copy(caller, from, to, len, reply);
                         }
                     }),
                 );

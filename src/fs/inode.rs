@@ -8,8 +8,9 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crossbeam_channel::Sender;
 use parking_lot::RwLock;
@@ -17,7 +18,7 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::{ROOT, StaleCache};
-use crate::backend::{Anchor, FileId, file_type};
+use crate::backend::{Anchor, Backing, FileId, file_type};
 use crate::engine::dir::{Dir, Place};
 use crate::engine::file::File;
 use crate::engine::{Behind, Observer};
@@ -30,7 +31,36 @@ pub enum Kind {
     /// A directory.
     Dir(Arc<Dir>),
     /// A symlink, fifo, socket or device.
-    Other(Anchor),
+    Other(Other),
+}
+
+/// What has no content of its own.
+#[derive(Debug)]
+pub struct Other {
+    anchor: Anchor,
+    /// Keeps it reachable after its last name went.
+    pin: OnceLock<OwnedFd>,
+}
+
+impl Other {
+    /// An `O_PATH` descriptor.
+    pub fn open(&self, backing: &Backing) -> Result<OwnedFd, Errno> {
+        let flags = libc::O_PATH | libc::O_NOFOLLOW;
+        match self.pin.get() {
+            Some(fd) => Ok(fd.try_clone().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?),
+            None => backing.open_anchor(&self.anchor, flags),
+        }
+    }
+
+    /// Called before a name of it goes.
+    pub fn hold(&self, backing: &Backing) {
+        if self.pin.get().is_none()
+            && let Ok(fd) = self.open(backing)
+        {
+            // Another thread was first: the same inode.
+            drop(self.pin.set(fd));
+        }
+    }
 }
 
 /// One node.
@@ -177,7 +207,7 @@ impl Table {
                 let place = Place { dir: dir.clone(), name: name.to_owned() };
                 Kind::Dir(Arc::new(Dir::new(tag, id, anchor, Some(place))))
             }
-            _ => Kind::Other(anchor),
+            _ => Kind::Other(Other { anchor, pin: OnceLock::new() }),
         };
         let node = Arc::new(Node { id: tag, kind, lookups: AtomicU64::new(1), fixed: id });
         node.learn_name(st, dir, name);
@@ -217,7 +247,7 @@ impl Node {
                 st.id != Some(id) || st.anchor.as_ref().is_none_or(|a| a.same(anchor))
             }
             Kind::Dir(d) => d.anchor.same(anchor),
-            Kind::Other(a) => a.same(anchor),
+            Kind::Other(o) => o.anchor.same(anchor),
         }
     }
 

@@ -3,7 +3,10 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::{self as rfs, AtFlags, CWD, Gid, Mode, StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+use rustix::fs::{
+    self as rfs, AtFlags, CWD, FileType, Gid, Mode, Stat, StatVfs, StatVfsMountFlags, Timespec, Timestamps, UTIME_NOW,
+    UTIME_OMIT, Uid,
+};
 use rustix::io::Errno;
 
 use super::{Attr, Caller, Fs, Kind, Node, Reply};
@@ -54,13 +57,22 @@ impl Fs {
             Ok(n) => n,
             Err(e) => return reply.send(Err(e)),
         };
+        if let Kind::Dir(dir) = &node.kind {
+            // Saves that were acknowledged before come first: publishing them later would move the times set here.
+            let (me, at) = (self.clone(), node.clone());
+            let work = move || reply.send(me.set_dir(caller, &at, &set));
+            if let Some(now) = self.after_saves(&[dir], work) {
+                now();
+            }
+            return;
+        }
         let sized = match set.size {
             Some(size) => self.resize(&node, fh, size, caller.uid != 0),
             None => Access::Done(Ok(())),
         };
         let done = match sized {
             Access::Done(Ok(())) if set.only_size() => Access::Done(Ok(())),
-            Access::Done(Ok(())) => self.with_node(&node, true, |fd| apply(fd, &set)),
+            Access::Done(Ok(())) => self.with_node(&node, true, |fd| apply(fd, &set, &caller)),
             other => other,
         };
         match done {
@@ -71,6 +83,34 @@ impl Fs {
                     self.engine.park(file, Box::new(move || me.setattr(caller, id, fh, set, reply)));
                 }
             }
+        }
+    }
+
+    /// What another file system under the backing directory is mounted without has no power through this mount
+    /// either, whose own flags are those of the backing directory.
+    pub(super) fn restrict(&self, node: &Node, st: &mut Stat) -> Result<(), Errno> {
+        let flags = match self.with_node(node, false, |fd| rfs::fstatvfs(fd)) {
+            Access::Done(r) => r?.f_flag,
+            Access::Wait => return Err(Errno::IO),
+        };
+        match FileType::from_raw_mode(st.st_mode) {
+            FileType::RegularFile if flags.contains(StatVfsMountFlags::NOSUID) => st.st_mode &= !0o6000,
+            FileType::BlockDevice | FileType::CharacterDevice if flags.contains(StatVfsMountFlags::NODEV) => {
+                // Even root opens no device of number 0.
+                (st.st_mode, st.st_rdev) = (st.st_mode & !0o777, 0);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn set_dir(&self, caller: Caller, node: &Node, set: &SetAttr) -> Result<Attr, Errno> {
+        if set.size.is_some() {
+            return Err(Errno::ISDIR);
+        }
+        match self.with_node(node, true, |fd| apply(fd, set, &caller)) {
+            Access::Done(r) => r.and_then(|()| self.attr_of(node)),
+            Access::Wait => Err(Errno::IO),
         }
     }
 
@@ -102,11 +142,11 @@ impl Fs {
                 Kind::Dir(d) => {
                     let r = f(self.engine.dir_fd(d)?.as_fd())?;
                     if changes {
-                        self.engine.names_changed(d);
+                        self.engine.dir_changed(d);
                     }
                     Ok(r)
                 }
-                Kind::Other(a) => f(self.backing().open_anchor(a, libc::O_PATH | libc::O_NOFOLLOW)?.as_fd()),
+                Kind::Other(o) => f(o.open(self.backing())?.as_fd()),
                 Kind::File(_) => Err(Errno::INVAL),
             }
         })())
@@ -115,23 +155,34 @@ impl Fs {
     /// readlink(2).
     pub fn readlink(&self, node: u64) -> Result<Vec<u8>, Errno> {
         let node = self.node(node)?;
-        let Kind::Other(a) = &node.kind else { return Err(Errno::INVAL) };
-        let fd = self.backing().open_anchor(a, libc::O_PATH | libc::O_NOFOLLOW)?;
+        let Kind::Other(o) = &node.kind else { return Err(Errno::INVAL) };
+        let fd = o.open(self.backing())?;
         rfs::readlinkat(&fd, "", Vec::new()).map(std::ffi::CString::into_bytes)
     }
 
-    /// statfs(2).
-    pub fn statfs(&self) -> Result<StatVfs, Errno> {
-        rfs::fstatvfs(self.backing().root())
+    /// statfs(2): of the file system that holds the node, which may be another one under the backing directory.
+    pub fn statfs(&self, id: u64) -> Result<StatVfs, Errno> {
+        let root = || rfs::fstatvfs(self.backing().root());
+        match self.node(id).and_then(|n| match self.with_node(&n, false, |fd| rfs::fstatvfs(fd)) {
+            Access::Done(r) => r,
+            Access::Wait => root(),
+        }) {
+            Err(Errno::STALE) => root(),
+            r => r,
+        }
     }
 }
 
 /// Owner first: a change of owner clears the bits that a change of mode may set.
-fn apply(fd: BorrowedFd<'_>, set: &SetAttr) -> Result<(), Errno> {
-    if set.uid.is_some() || set.gid.is_some() {
-        rfs::chownat(fd, "", set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)?;
-    }
+fn apply(fd: BorrowedFd<'_>, set: &SetAttr, caller: &Caller) -> Result<(), Errno> {
     let path = Backing::proc_path(fd);
+    if set.uid.is_some() || set.gid.is_some() {
+        let old = rfs::fstat(fd)?;
+        rfs::chownat(fd, "", set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)?;
+        if FileType::from_raw_mode(old.st_mode) == FileType::RegularFile {
+            drop_sgid(path.as_str(), &old, caller)?;
+        }
+    }
     if let Some(mode) = set.mode {
         rfs::chmodat(CWD, path.as_str(), Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
     }
@@ -140,6 +191,18 @@ fn apply(fd: BorrowedFd<'_>, set: &SetAttr) -> Result<(), Errno> {
         rfs::utimensat(CWD, path.as_str(), &times, AtFlags::empty())?;
     }
     Ok(())
+}
+
+/// Takes set-group-ID away where the kernel would, were the caller here and not a daemon that may keep it.
+pub(super) fn drop_sgid(path: &str, before: &Stat, caller: &Caller) -> Result<(), Errno> {
+    if before.st_mode & libc::S_ISGID == 0 || caller.keeps_sgid(before.st_gid) {
+        return Ok(());
+    }
+    let mode = rfs::stat(path)?.st_mode & 0o7777;
+    if mode & libc::S_ISGID == 0 {
+        return Ok(());
+    }
+    rfs::chmodat(CWD, path, Mode::from_raw_mode(mode & !libc::S_ISGID), AtFlags::empty())
 }
 
 fn timespec(t: Option<SetTime>) -> Timespec {

@@ -105,6 +105,8 @@ impl<T> Handles<T> {
 pub struct Fs {
     engine: Arc<Engine>,
     table: Arc<Table>,
+    /// `.fsys`.
+    private: FileId,
     files: Handles<Handle>,
     dirs: Handles<dir::DirHandle>,
     ttl: Duration,
@@ -124,12 +126,22 @@ impl Fs {
         let backing = &engine.backing;
         let st = rustix::fs::fstat(backing.root())?;
         let id = FileId::of(&st);
+        let private = FileId::of(&backing.stat_at(backing.root(), layout::NAME.as_ref())?);
         let root = Dir::new(ROOT, id, backing.anchor_of(backing.root(), id)?, None);
         let (stale_tx, stale) = unbounded();
         let table = Arc::new(Table::new(root, id, backing.dev(), stale_tx.clone()));
         engine.observe(table.clone());
         let ttl = Duration::from_millis(engine.config().limits.cache_ms);
-        Ok(Arc::new(Self { engine, table, files: Handles::default(), dirs: Handles::default(), ttl, stale, stale_tx }))
+        Ok(Arc::new(Self {
+            engine,
+            table,
+            private,
+            files: Handles::default(),
+            dirs: Handles::default(),
+            ttl,
+            stale,
+            stale_tx,
+        }))
     }
 
     /// The engine.

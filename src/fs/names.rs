@@ -46,7 +46,12 @@ impl Fs {
             }
             let fd = self.engine.dir_fd(dir)?;
             let found = self.backing().lookup(&fd, name).and_then(|(fd, st)| {
-                let anchor = self.backing().anchor(fd, crate::backend::FileId::of(&st))?;
+                let id = crate::backend::FileId::of(&st);
+                if id == self.private {
+                    // Under another spelling (a case-folding directory) or by a bind mount.
+                    return Err(Errno::NOENT);
+                }
+                let anchor = self.backing().anchor(fd, id)?;
                 Ok(self.table.enter(anchor, &st, dir, name))
             });
             // A version was published since: what was found may be the inode that it replaced.
@@ -74,7 +79,8 @@ impl Fs {
         }
     }
 
-    /// The regular file of a name, for operations that care about staged versions. Not counted.
+    /// The regular file of a name, for operations that take the name away. Not counted. What else has the name is
+    /// held, so that those who have it open can go on.
     fn file_at(&self, dir: &Arc<Dir>, name: &OsStr) -> Result<Option<Arc<File>>, Errno> {
         if let Some(f) = dir.staged(name) {
             return Ok(Some(f));
@@ -84,13 +90,20 @@ impl Fs {
             Err(Errno::NOENT) => return Ok(None),
             Err(e) => return Err(e),
         };
-        let node = self.table.find(crate::backend::FileId::of(&st));
-        Ok(node.and_then(|n| n.file().ok().cloned()))
+        let Some(node) = self.table.find(crate::backend::FileId::of(&st)) else { return Ok(None) };
+        Ok(match &node.kind {
+            Kind::File(f) => Some(f.clone()),
+            Kind::Other(o) => {
+                o.hold(self.backing());
+                None
+            }
+            Kind::Dir(_) => None,
+        })
     }
 
     /// Runs `again` when the saves that were acknowledged in these directories are committed: they come first.
     /// Gives it back when there are none.
-    fn after_saves<F: FnOnce() + Send + 'static>(&self, dirs: &[&Arc<Dir>], again: F) -> Option<F> {
+    pub(super) fn after_saves<F: FnOnce() + Send + 'static>(&self, dirs: &[&Arc<Dir>], again: F) -> Option<F> {
         let first = self.engine.acknowledged_in(dirs);
         if first.is_empty() {
             return Some(again);
@@ -141,6 +154,7 @@ impl Fs {
         caller: Caller,
         parent: u64,
         name: &OsStr,
+        mode: u32,
         reply: Reply<Entry>,
         make: impl FnOnce(&std::os::fd::OwnedFd, &OsStr) -> Result<(), Errno> + Send + 'static,
     ) {
@@ -153,7 +167,7 @@ impl Fs {
             let made = (|| {
                 let fd = me.engine.dir_fd(&at)?;
                 {
-                    let _as = crate::sys::creds::As::caller(&caller);
+                    let _as = crate::sys::creds::As::caller(&caller, mode);
                     make(&fd, &name)?;
                 }
                 me.engine.names_changed(&at);
@@ -171,7 +185,7 @@ impl Fs {
 
     /// mkdir(2).
     pub fn mkdir(self: &Arc<Self>, caller: Caller, parent: u64, name: &OsStr, mode: u32, reply: Reply<Entry>) {
-        self.make(caller, parent, name, reply, move |fd, name| {
+        self.make(caller, parent, name, mode, reply, move |fd, name| {
             rfs::mkdirat(fd, name, Mode::from_raw_mode(mode & 0o7777))
         });
     }
@@ -186,7 +200,7 @@ impl Fs {
         rdev: u64,
         reply: Reply<Entry>,
     ) {
-        self.make(caller, parent, name, reply, move |fd, name| {
+        self.make(caller, parent, name, mode, reply, move |fd, name| {
             let kind = FileType::from_raw_mode(mode);
             rfs::mknodat(fd, name, kind, Mode::from_raw_mode(mode & 0o7777), rdev)
         });
@@ -195,7 +209,7 @@ impl Fs {
     /// symlink(2).
     pub fn symlink(self: &Arc<Self>, caller: Caller, parent: u64, name: &OsStr, target: &OsStr, reply: Reply<Entry>) {
         let target: OsString = target.to_owned();
-        self.make(caller, parent, name, reply, move |fd, name| rfs::symlinkat(&target, fd, name));
+        self.make(caller, parent, name, 0, reply, move |fd, name| rfs::symlinkat(&target, fd, name));
     }
 
     /// open(2) with `O_CREAT` of a name that the kernel believes to be free.
@@ -211,7 +225,8 @@ impl Fs {
         match self.try_create(caller, parent, name, mode, flags) {
             Ok(Some(made)) => reply.send(Ok(made)),
             Ok(None) if flags & libc::O_EXCL != 0 => reply.send(Err(Errno::EXIST)),
-            Ok(None) => self.open_existing(caller, parent, name, flags, reply),
+            // Made behind the mount since the kernel looked: it looks again (LOOKUP_REVAL), and checks permissions.
+            Ok(None) => reply.send(Err(Errno::STALE)),
             Err(e) => reply.send(Err(e)),
         }
     }
@@ -237,9 +252,15 @@ impl Fs {
         }
         let policy = self.policy(&dir, name);
         let (node, handle) = if policy.mode == WriteMode::InPlace || dir.id.dev != self.backing().dev() {
-            let _as = crate::sys::creds::As::caller(&caller);
             let how = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            rfs::openat(&dir_fd, name, how, Mode::from_raw_mode(mode & 0o7777))?;
+            let made = {
+                let _as = crate::sys::creds::As::caller(&caller, mode);
+                rfs::openat(&dir_fd, name, how, Mode::from_raw_mode(mode & 0o7777))
+            };
+            match made {
+                Err(Errno::EXIST) => return Ok(None),
+                r => drop(r?),
+            }
             self.engine.names_changed(&dir);
             let node = self.find(&dir, name)?;
             match self.engine.open(node.file()?, flags & !libc::O_TRUNC, policy, false) {
@@ -257,36 +278,6 @@ impl Fs {
         };
         let entry = self.entry(&node)?;
         Ok(Some((entry, Opened { fh: self.files.add(handle) })))
-    }
-
-    fn open_existing(
-        self: &Arc<Self>,
-        caller: Caller,
-        parent: u64,
-        name: &OsStr,
-        flags: i32,
-        reply: Reply<(Entry, Opened)>,
-    ) {
-        let found = self.dir(parent).and_then(|d| self.find(&d, name));
-        match found {
-            Err(e) => reply.send(Err(e)),
-            Ok(node) => {
-                let me = self.clone();
-                let id = node.id;
-                self.open(
-                    caller,
-                    id,
-                    flags,
-                    Reply::new(move |r: Result<Opened, Errno>| match r {
-                        Ok(o) => reply.send(me.entry(&node).map(|e| (e, o))),
-                        Err(e) => {
-                            me.forget(id, 1);
-                            reply.send(Err(e));
-                        }
-                    }),
-                );
-            }
-        }
     }
 
     /// unlink(2).
@@ -393,15 +384,28 @@ impl Fs {
             Err(e) => return reply.send(Err(e)),
         };
         let moved_dir = if a.is_none() { self.known_dir(&from, &name) } else { None };
-        let other_dir = if flags & libc::RENAME_EXCHANGE != 0 { self.known_dir(&to, &new_name) } else { None };
+        let other_dir = if b.is_none() { self.known_dir(&to, &new_name) } else { None };
+        let exchange = flags & libc::RENAME_EXCHANGE != 0;
+        let mut over = None;
+        if let Some(d) = other_dir.as_ref().filter(|_| !exchange) {
+            if !d.staged.lock().is_empty() {
+                // Not empty, though the backing directory may be.
+                let replace = flags & libc::RENAME_NOREPLACE == 0;
+                return reply.send(Err(if replace { Errno::NOTEMPTY } else { Errno::EXIST }));
+            }
+            over = self.engine.dir_fd(d).ok().map(|fd| (d.clone(), fd));
+        }
         let src = Name { dir: &from, name: &name, file: a };
         let dst = Name { dir: &to, name: &new_name, file: b };
         match self.engine.rename(&src, &dst, flags) {
             RenameAccess::Done(Ok(())) => {
+                if let Some((d, fd)) = over {
+                    d.hold(fd);
+                }
                 if let Some(d) = moved_dir {
                     *d.place.lock() = Some(Place { dir: to.clone(), name: new_name.clone() });
                 }
-                if let Some(d) = other_dir {
+                if let Some(d) = other_dir.filter(|_| exchange) {
                     *d.place.lock() = Some(Place { dir: from.clone(), name });
                 }
                 let policy = self.policy(&to, &new_name);
@@ -459,8 +463,8 @@ impl Fs {
         let linked = match &node.kind {
             Kind::File(f) => self.engine.link(f, &dir, &name),
             Kind::Dir(_) => RenameAccess::Done(Err(Errno::PERM)),
-            Kind::Other(anchor) => RenameAccess::Done((|| {
-                let fd = self.backing().open_anchor(anchor, libc::O_PATH | libc::O_NOFOLLOW)?;
+            Kind::Other(o) => RenameAccess::Done((|| {
+                let fd = o.open(self.backing())?;
                 let to = self.engine.dir_fd(&dir)?;
                 self.backing().link(std::os::fd::AsFd::as_fd(&fd), &to, &name)?;
                 self.engine.names_changed(&dir);
@@ -484,9 +488,20 @@ impl Fs {
     pub(super) fn attr_of(&self, node: &Node) -> Result<Attr, Errno> {
         let stat = match &node.kind {
             Kind::File(f) => self.engine.stat(f)?,
-            Kind::Dir(d) => rfs::fstat(self.engine.dir_fd(d)?)?,
-            Kind::Other(a) => rfs::fstat(self.backing().open_anchor(a, libc::O_PATH | libc::O_NOFOLLOW)?)?,
+            Kind::Dir(d) => {
+                let mut st = d.stat(&*self.engine.dir_fd(d)?)?;
+                if d.tag == super::ROOT && st.st_nlink > 2 {
+                    // `.fsys` is not there; where a link is counted for each subdirectory, it is not one of them.
+                    st.st_nlink -= 1;
+                }
+                st
+            }
+            Kind::Other(o) => rfs::fstat(o.open(self.backing())?)?,
         };
+        let mut stat = stat;
+        if stat.st_dev != self.backing().dev() {
+            self.restrict(node, &mut stat)?;
+        }
         Ok(Attr { ino: node.id, stat, ttl: self.ttl })
     }
 }

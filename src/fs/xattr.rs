@@ -3,9 +3,10 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use rustix::fs::{self as rfs, XattrFlags};
+use rustix::fs::{self as rfs, StatVfsMountFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::meta::drop_sgid;
 use super::{Caller, Fs, Reply};
 use crate::backend::Backing;
 use crate::engine::io::Access;
@@ -18,6 +19,10 @@ impl Fs {
     pub fn getxattr(&self, node: u64, name: &OsStr) -> Result<Vec<u8>, Errno> {
         let node = self.node(node)?;
         let read = self.with_node(&node, false, |fd| {
+            if name == "security.capability" && rfs::fstatvfs(fd)?.f_flag.contains(StatVfsMountFlags::NOSUID) {
+                // See `restrict`.
+                return Err(Errno::NODATA);
+            }
             let path = Backing::proc_path(fd);
             // Most values are small: asked for with a small buffer first.
             let mut buf = vec![0; 512];
@@ -51,11 +56,23 @@ impl Fs {
         Ok(list)
     }
 
-    /// setxattr(2).
-    pub fn setxattr(self: &Arc<Self>, node: u64, name: &OsStr, value: &[u8], flags: i32, reply: Reply<()>) {
+    /// setxattr(2). An ACL set by someone outside the file's group takes set-group-ID away, as a chmod does.
+    pub fn setxattr(
+        self: &Arc<Self>,
+        caller: Caller,
+        node: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        reply: Reply<()>,
+    ) {
         let flags = XattrFlags::from_bits_retain(flags as u32);
         let (n, value) = (name.to_owned(), value.to_vec());
-        self.change_xattr(node, reply, move |path| rfs::setxattr(path, &n, &value, flags));
+        self.change_xattr(node, reply, move |path| {
+            let acl = if n == "system.posix_acl_access" { Some(rfs::stat(path)?) } else { None };
+            rfs::setxattr(path, &n, &value, flags)?;
+            acl.map_or(Ok(()), |before| drop_sgid(path, &before, &caller))
+        });
     }
 
     /// removexattr(2).

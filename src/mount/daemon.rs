@@ -50,6 +50,8 @@ impl Starter {
             return Ok(None);
         }
         let take = || -> rustix::io::Result<File> {
+            // What else the starter had open is none of the daemon's: it would keep files, pipes and locks busy.
+            crate::sys::close_from(3)?;
             let pipe = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
             let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
             let null = rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())?;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use fuser::{Config as FuseConfig, MountOption, SessionACL};
 
+use rustix::fs::StatVfsMountFlags;
+
 use super::volume::{Access, DrainError, FuseOptions, Launch, SUBTYPE, Session, Volume};
 use crate::backend::Backing;
 use crate::engine::Engine;
@@ -47,7 +49,8 @@ pub fn launch(l: Launch) -> Result<(Arc<dyn Volume>, Box<dyn Session>)> {
             "see that it is on a local file system (ext4, XFS, btrfs, tmpfs)",
         )
     })?;
-    let config = fuse_config(&l.fuse, l.root, l.config.limits.threads);
+    let backing = rustix::fs::fstatvfs(fs.engine().backing.root()).map_or(StatVfsMountFlags::empty(), |s| s.f_flag);
+    let config = fuse_config(&l.fuse, l.root, backing, l.config.limits.threads);
     let mounted = Mounted::start(fs.clone(), l.mountpoint, &config).map_err(|e| {
         if let Err(left) = fs.engine().shutdown(Duration::ZERO) {
             tracing::debug!(left, "nothing was mounted, so nothing can be left");
@@ -73,7 +76,11 @@ fn refused(what: &str, path: &Path, why: &dyn std::fmt::Display, action: &str) -
     )
 }
 
-fn fuse_config(o: &FuseOptions, root: &Path, threads: usize) -> FuseConfig {
+/// What is not said is as on the backing mount: set-user-ID programs and device nodes work where they do there, and
+/// nowhere else. (fusermount3 forbids both to ordinary users.)
+fn fuse_config(o: &FuseOptions, root: &Path, backing: StatVfsMountFlags, threads: usize) -> FuseConfig {
+    let as_root = rustix::process::geteuid().is_root();
+    let as_backing = |v: Option<bool>, no: StatVfsMountFlags| v.or(as_root.then_some(!backing.contains(no)));
     let fsname = o.fsname.clone().unwrap_or_else(|| root.display().to_string());
     let mut options = vec![
         MountOption::FSName(fsname),
@@ -84,9 +91,9 @@ fn fuse_config(o: &FuseOptions, root: &Path, threads: usize) -> FuseConfig {
         MountOption::DefaultPermissions,
     ];
     let choice = |v: Option<bool>, yes, no| v.map(|v| if v { yes } else { no });
-    options.extend(choice(o.dev, MountOption::Dev, MountOption::NoDev));
-    options.extend(choice(o.suid, MountOption::Suid, MountOption::NoSuid));
-    options.extend(choice(o.exec, MountOption::Exec, MountOption::NoExec));
+    options.extend(choice(as_backing(o.dev, StatVfsMountFlags::NODEV), MountOption::Dev, MountOption::NoDev));
+    options.extend(choice(as_backing(o.suid, StatVfsMountFlags::NOSUID), MountOption::Suid, MountOption::NoSuid));
+    options.extend(choice(as_backing(o.exec, StatVfsMountFlags::NOEXEC), MountOption::Exec, MountOption::NoExec));
     options.extend(choice(o.atime, MountOption::Atime, MountOption::NoAtime));
     if o.read_only {
         options.push(MountOption::RO);
@@ -96,7 +103,7 @@ fn fuse_config(o: &FuseOptions, root: &Path, threads: usize) -> FuseConfig {
     config.acl = match o.access {
         Access::Everyone => SessionACL::All,
         Access::Root => SessionACL::RootAndOwner,
-        Access::Unset if rustix::process::geteuid().is_root() => SessionACL::All,
+        Access::Unset if as_root => SessionACL::All,
         Access::Unset => SessionACL::Owner,
     };
     config.n_threads = Some(threads.max(1));

@@ -118,8 +118,9 @@ fn serve(request: &Request, config: Config, launcher: Launcher, starter: &mut St
         starter.note(&format!("recovery of {}: {report}", place.backing.display()));
     }
     let (events, inbox) = mpsc::channel();
-    watch_signals(events.clone())?;
+    // Before any thread starts: each has the capabilities of the one that made it.
     prepare_process()?;
+    watch_signals(events.clone())?;
     let (root, mountpoint) = (place.backing.as_path(), place.mountpoint.as_path());
     let (volume, session) = launcher(Launch { root, mountpoint, config, fuse: request.options.fuse.clone(), layout })?;
     watch_session(session, events.clone())?;
@@ -146,6 +147,7 @@ fn prepare_process() -> Result<()> {
     rustix::process::chdir("/").map_err(|e| system("cannot change to /", e))?;
     // Modes come from the callers, their umask already applied.
     rustix::process::umask(rustix::fs::Mode::empty());
+    crate::sys::creds::keep_needed_capabilities().map_err(|e| system("cannot drop capabilities", e))?;
     let files = rustix::process::getrlimit(Resource::Nofile);
     let raised = rustix::process::Rlimit { current: files.maximum, maximum: files.maximum };
     rustix::process::setrlimit(Resource::Nofile, raised).map_err(|e| system("cannot raise the limit of open files", e))

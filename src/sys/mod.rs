@@ -36,6 +36,13 @@ pub fn syncfs(fd: impl AsFd) -> Result<(), Errno> {
     check(unsafe { libc::syncfs(fd.as_fd().as_raw_fd()) })
 }
 
+/// Closes every descriptor from `first` on. For the start of a process, while it has opened nothing itself.
+pub fn close_from(first: u32) -> Result<(), Errno> {
+    // SAFETY: plain integers; descriptors that an object of this process owned would be closed under it, and there
+    // are none yet.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) as libc::c_int })
+}
+
 /// `struct fsxattr` of linux/fs.h.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

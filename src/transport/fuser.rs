@@ -406,8 +406,8 @@ impl Filesystem for Adapter {
         self.fs.fsyncdir(ino.0, empty(reply));
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        match self.fs.statfs() {
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.fs.statfs(ino.0) {
             Ok(s) => reply.statfs(
                 s.f_blocks,
                 s.f_bfree,
@@ -424,7 +424,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -432,7 +432,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.fs.setxattr(ino.0, name, value, flags, empty(reply));
+        self.fs.setxattr(caller(req, 0), ino.0, name, value, flags, empty(reply));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -507,7 +507,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -519,7 +519,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        self.fs.copy((fh_in.0, offset_in), (fh_out.0, offset_out), len, written(reply));
+        self.fs.copy(caller(req, 0), (fh_in.0, offset_in), (fh_out.0, offset_out), len, written(reply));
     }
 }
 

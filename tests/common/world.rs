@@ -238,7 +238,7 @@ impl World {
     }
 
     pub fn copy(&self, from: Fd, to: Fd, len: usize) -> Result<usize, Errno> {
-        ask(|reply| self.fs.copy((from.fh, 0), (to.fh, 0), len, reply)).map(|n| n as usize)
+        ask(|reply| self.fs.copy(ME, (from.fh, 0), (to.fh, 0), len, reply)).map(|n| n as usize)
     }
 
     pub fn rename(&self, from: &str, to: &str) -> Result<(), Errno> {
