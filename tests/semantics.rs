@@ -373,3 +373,19 @@ fn order_of_system_calls() {
         assert_eq!(early.count(), 0, "and not before\n{log}");
     });
 }
+
+/// P2, P7. A drain ends also when directories with unsynced names were removed, more than are kept open.
+#[test]
+fn removed_directories_do_not_hold_up_a_drain() {
+    on_each("removed_directories_do_not_hold_up_a_drain", "commit_interval_ms=3600000", |mnt, backing, _| {
+        for i in 0..700 {
+            let dir = mnt.join(format!("d{i}"));
+            fs::create_dir(&dir).unwrap();
+            fs::create_dir(dir.join("inner")).unwrap();
+            fs::remove_dir(dir.join("inner")).unwrap();
+        }
+        (0..700).for_each(|i| fs::remove_dir(mnt.join(format!("d{i}"))).unwrap());
+        run(fsys().args(["drain", "--timeout", "60"]).arg(mnt));
+        assert_eq!(names(backing), [".fsys"]);
+    });
+}

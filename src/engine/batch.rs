@@ -274,6 +274,8 @@ impl Engine {
             }
             match self.dir_fd(&dir) {
                 Ok(fd) => dirs.push((dir.clone(), fd, dir.changes())),
+                // Removed, and its names with it: the directory that it was in holds what is to be made durable.
+                Err(Errno::STALE) => dir.mark_synced(dir.changes()),
                 Err(e) => op.fail(Step::SyncParent, Fault::Os(e)),
             }
         }

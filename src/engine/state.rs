@@ -72,11 +72,13 @@ mod tests {
 
     #[test]
     fn every_pair() {
-        let table: String = [Clean, Staged, Committing, Orphan]
-            .iter()
-            .flat_map(|s| [Stage, Submit, Published, FailedOld, FailedNew, Unlinked].map(|e| (*s, e)))
-            .map(|(s, e)| format!("{s:?}+{e:?}={}\n", s.on(e).map_or("-".into(), |n| format!("{n:?}"))))
-            .collect();
+        let mut table = String::new();
+        for s in [Clean, Staged, Committing, Orphan] {
+            for e in [Stage, Submit, Published, FailedOld, FailedNew, Unlinked] {
+                let next = s.on(e).map_or("-".into(), |n| format!("{n:?}"));
+                table += &format!("{s:?}+{e:?}={next}\n");
+            }
+        }
         let want = "Clean+Stage=Staged\nClean+Submit=-\nClean+Published=-\nClean+FailedOld=-\nClean+FailedNew=-\n\
             Clean+Unlinked=Orphan\nStaged+Stage=-\nStaged+Submit=Committing\nStaged+Published=-\nStaged+FailedOld=-\n\
             Staged+FailedNew=-\nStaged+Unlinked=Orphan\nCommitting+Stage=-\nCommitting+Submit=-\n\
