@@ -229,7 +229,7 @@ fn check_tree(w: &World, path: &Route, from: usize) -> Result<(), String> {
         let at = |v: &Vec<u8>, i: usize| v.get(i).copied();
         is.get(name).is_some_and(|c| (0..c.len()).all(|i| versions.iter().any(|v| at(v, i) == at(c, i))))
     });
-    let show = |t: &Tree| t.iter().map(|(n, c)| format!("{n}={:?} ", String::from_utf8_lossy(c))).collect::<String>();
+    let show = |t: &Tree| format!("{:?}", t.iter().map(|(n, c)| (n, String::from_utf8_lossy(c))).collect::<Vec<_>>());
     if exact || mixed {
         return Ok(());
     }

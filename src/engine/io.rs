@@ -194,10 +194,8 @@ impl Engine {
             if let (Ok(true), Some(h)) = (&r, h) {
                 h.replace.store(true, Ordering::Relaxed);
             }
-            if h.is_none() {
-                if st.is_staged() {
-                    st.owe();
-                }
+            if h.is_none() && st.is_staged() {
+                st.owe();
             }
             return Access::Done(r.map(|_| ()));
         }

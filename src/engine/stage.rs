@@ -160,10 +160,8 @@ impl Engine {
             }
         };
         let fd = self.backing.open_stage(dir_fd, 0o600)?;
-        if copies {
-            if !self.backing.probe().reflink || self.backing.clone_file(source, &fd).is_err() {
-                self.backing.copy_all(source, &fd, old.st_size as u64)?;
-            }
+        if copies && (!self.backing.probe().reflink || self.backing.clone_file(source, &fd).is_err()) {
+            self.backing.copy_all(source, &fd, old.st_size as u64)?;
         }
         let mode = if kill { without_privileges(old.st_mode) } else { old.st_mode };
         self.backing.copy_meta(source, old, std::os::fd::AsFd::as_fd(&fd), mode)?;

@@ -1,6 +1,9 @@
 //! The mounted file system without a kernel: the calls of programs go straight to `Fs`, and every backing call passes
 //! a seam that counts it, fails it, shortens it, panics, or from one moment on refuses everything, as a kill would.
 
+// Helpers of tests: a panic is the report.
+#![allow(clippy::unwrap_used)]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -46,7 +46,7 @@ fn slice(kind: Kind, states: usize, wanted: impl Fn(&Case) -> bool) {
 }
 
 fn is_mount(case: &Case) -> bool {
-    is_programs(case) || ["sqlite", "git"].iter().any(|w| case.name.starts_with(w))
+    is_programs(case) || ["sqlite", "git", "replace", "in-place"].iter().any(|w| case.name.starts_with(w))
 }
 
 fn is_programs(case: &Case) -> bool {
