@@ -42,7 +42,7 @@ impl Engine {
         if h.policy.durability == Durability::Relaxed {
             return self.commit_handle(h, false, done);
         }
-        self.submit_owed(&h.file);
+        self.submit_owed(&h.file, h.dirty.load(Ordering::Acquire));
         let mut st = h.file.state.write();
         if let Err(e) = self.check_handle(h, &st) {
             drop(st);
@@ -56,7 +56,7 @@ impl Engine {
 
     fn commit_handle(self: &Arc<Self>, h: &Handle, waits: bool, done: Done) {
         if waits {
-            self.submit_owed(&h.file);
+            self.submit_owed(&h.file, h.dirty.load(Ordering::Acquire));
         }
         let mut st = h.file.state.write();
         if let Err(e) = self.check_handle(h, &st) {
@@ -68,7 +68,11 @@ impl Engine {
         let answer = if waits || tainted || self.backlog_full() {
             self.submit(&h.file, &mut st, false, done)
         } else {
-            st.owe();
+            // Only what is there to commit: a debt without one would publish the next version half-written.
+            let dirty = |v: &Arc<Version>| v.dirty_ms.load(Ordering::Acquire) != 0;
+            if st.is_staged() || st.version.as_ref().is_some_and(dirty) {
+                st.owe();
+            }
             Some((done, Ok(())))
         };
         drop(st);
@@ -138,13 +142,14 @@ impl Engine {
         }
     }
 
-    /// Submits the acknowledged saves of a directory, so that a later one there does not overtake them. They share its
-    /// batch, so they cost no flush. Called without any state locked.
-    fn submit_owed(self: &Arc<Self>, file: &File) {
+    /// Submits the acknowledged saves of a file's directory in their order, so that a later one there does not overtake
+    /// them. They share its batch, so they cost no flush. The file itself keeps its place among them unless it was
+    /// `written` since. Called without any state locked.
+    pub(super) fn submit_owed(self: &Arc<Self>, file: &File, written: bool) {
         let dir = file.state.read().names.first().map(|p| p.dir.clone());
         let Some(dir) = dir else { return };
         for other in self.acknowledged_in(&[&dir]) {
-            if other.tag == file.tag {
+            if written && other.tag == file.tag {
                 continue;
             }
             let mut st = other.state.write();
@@ -244,12 +249,23 @@ impl Engine {
         all.one(Ok(()));
     }
 
-    /// The files in these directories whose close was acknowledged and whose commit is still to come: they come
-    /// before any operation on names there.
+    /// The files in these directories whose close was acknowledged and whose commit is still to come, in the order of
+    /// the acknowledgements within each: they come before any operation on names there.
     pub fn acknowledged_in(&self, dirs: &[&Arc<Dir>]) -> Vec<Arc<File>> {
-        let dirs = dirs.iter().filter(|d| d.owed.load(Ordering::Acquire) > 0);
-        let staged: Vec<_> = dirs.flat_map(|d| d.staged.lock().values().cloned().collect::<Vec<_>>()).collect();
-        staged.into_iter().filter(|f| f.state.read().owes()).collect()
+        let mut all = Vec::new();
+        for dir in dirs.iter().filter(|d| d.owed.load(Ordering::Acquire) > 0) {
+            let staged: Vec<_> = dir.staged.lock().values().cloned().collect();
+            let nth = |f: Arc<File>| {
+                let st = f.state.read();
+                let nth = st.owes().then_some(st.owed_nth);
+                drop(st);
+                nth.map(|nth| (nth, f))
+            };
+            let mut owed: Vec<_> = staged.into_iter().filter_map(nth).collect();
+            owed.sort_unstable_by_key(|(nth, _)| *nth);
+            all.extend(owed.into_iter().map(|(_, f)| f));
+        }
+        all
     }
 
     /// The dispatcher published the version: it is the committed one now.
@@ -257,6 +273,8 @@ impl Engine {
         let mut st = file.state.write();
         let old = st.id.replace(version.id);
         st.anchor = Some(new.anchor);
+        // It held the inode that is replaced, since a removal or rename that failed or took another of its names.
+        st.pin = None;
         st.ctime = new.ctime;
         if st.go(Event::Published).is_err() {
             return;

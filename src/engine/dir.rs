@@ -76,6 +76,8 @@ pub struct Dir {
     pub published: AtomicU64,
     /// How many files here have a change that was acknowledged and is not committed yet.
     pub owed: AtomicU64,
+    /// How many there ever were.
+    pub owed_ever: AtomicU64,
     shown: Mutex<Option<Shown>>,
     fd: Mutex<Option<Arc<OwnedFd>>>,
     /// Removed: the descriptor is all that leads to it.
@@ -95,6 +97,7 @@ impl Dir {
             staged: Mutex::default(),
             published: AtomicU64::new(0),
             owed: AtomicU64::new(0),
+            owed_ever: AtomicU64::new(0),
             shown: Mutex::new(None),
             fd: Mutex::new(None),
             gone: AtomicBool::new(false),

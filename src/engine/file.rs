@@ -130,6 +130,8 @@ pub struct State {
     pub unflushed: u32,
     /// A close was acknowledged and its commit is still to come: the directory that counts it ([`State::owe`]).
     pub owed_in: Option<Arc<Dir>>,
+    /// How many were owed there before it: debts are paid in this order.
+    pub owed_nth: u64,
     /// The policy of the newest open.
     pub policy: Policy,
     /// Commits that failed; a descriptor opened before the last failure stays failed.
@@ -166,6 +168,7 @@ impl State {
             && let Some(p) = self.names.first()
         {
             p.dir.owed.fetch_add(1, Ordering::AcqRel);
+            self.owed_nth = p.dir.owed_ever.fetch_add(1, Ordering::AcqRel);
             self.owed_in = Some(p.dir.clone());
         }
     }
@@ -250,6 +253,7 @@ impl State {
             writers: 0,
             unflushed: 0,
             owed_in: None,
+            owed_nth: 0,
             policy: Policy::default(),
             failures: 0,
             parked: Mutex::default(),

@@ -36,7 +36,7 @@ pub enum Access<T> {
 
 impl Engine {
     /// Opens a file with open(2) flags; `unprivileged` when the caller's truncation takes set-user-ID away.
-    pub fn open(&self, file: &Arc<File>, flags: i32, policy: Policy, unprivileged: bool) -> Access<Handle> {
+    pub fn open(self: &Arc<Self>, file: &Arc<File>, flags: i32, policy: Policy, unprivileged: bool) -> Access<Handle> {
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let truncates = flags & libc::O_TRUNC != 0;
         if (writes || truncates)
@@ -97,7 +97,13 @@ impl Engine {
     }
 
     /// Truncation to nothing: the start of a rewrite. True when the rewrite is staged.
-    fn truncate_all(&self, file: &Arc<File>, st: &mut State, policy: Policy, kill: bool) -> Result<bool, Errno> {
+    fn truncate_all(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        st: &mut State,
+        policy: Policy,
+        kill: bool,
+    ) -> Result<bool, Errno> {
         let stageable = st.phase == Phase::Clean && policy.mode != WriteMode::InPlace;
         if stageable && self.begin_stage(file, st, Content::Empty, policy, kill)? {
             return Ok(true);
@@ -128,7 +134,7 @@ impl Engine {
     }
 
     /// Writes at an offset; may write less, as write(2) may.
-    pub fn write(&self, h: &Handle, off: u64, data: &[u8], kill: bool) -> Access<usize> {
+    pub fn write(self: &Arc<Self>, h: &Handle, off: u64, data: &[u8], kill: bool) -> Access<usize> {
         self.change(h, true, |v, staged| {
             if staged {
                 self.account(v, off + data.len() as u64).inspect_err(|e| taint(v, off, *e))?;
@@ -168,7 +174,14 @@ impl Engine {
     }
 
     /// Changes the size. Without a descriptor (truncate(2)) the change is committed within the commit interval.
-    pub fn set_size(&self, file: &Arc<File>, h: Option<&Handle>, size: u64, policy: Policy, kill: bool) -> Access<()> {
+    pub fn set_size(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        h: Option<&Handle>,
+        size: u64,
+        policy: Policy,
+        kill: bool,
+    ) -> Access<()> {
         if let Err(e) = self.writable() {
             return Access::Done(Err(e));
         }
@@ -211,7 +224,7 @@ impl Engine {
     }
 
     /// fallocate(2) modes: preallocate, punch, zero, collapse, insert.
-    pub fn allocate(&self, h: &Handle, off: u64, len: u64, mode: i32, kill: bool) -> Access<()> {
+    pub fn allocate(self: &Arc<Self>, h: &Handle, off: u64, len: u64, mode: i32, kill: bool) -> Access<()> {
         self.change(h, true, |v, staged| {
             let flags = FallocateFlags::from_bits_retain(mode as u32);
             if staged && !flags.contains(FallocateFlags::PUNCH_HOLE) {
@@ -284,7 +297,12 @@ impl Engine {
     }
 
     /// Runs `f` on the version that writes through `h` concern, with a flag that tells whether it is staged.
-    fn change<T>(&self, h: &Handle, wrote: bool, f: impl FnOnce(&Version, bool) -> Result<T, Errno>) -> Access<T> {
+    fn change<T>(
+        self: &Arc<Self>,
+        h: &Handle,
+        wrote: bool,
+        f: impl FnOnce(&Version, bool) -> Result<T, Errno>,
+    ) -> Access<T> {
         if let Err(e) = self.writable() {
             return Access::Done(Err(e));
         }
@@ -319,7 +337,7 @@ impl Engine {
     }
 
     /// Makes the file ready for writes through `h`: a new staged version, or the backing file opened for writing.
-    fn prepare(&self, h: &Handle) -> Result<(), Errno> {
+    fn prepare(self: &Arc<Self>, h: &Handle) -> Result<(), Errno> {
         let mut st = h.file.state.write();
         if Self::wants_stage(h, &st) && !self.begin_stage(&h.file, &mut st, Content::Same, h.policy, false)? {
             h.replace.store(false, Ordering::Relaxed);

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::Engine;
 use super::dir::{Dir, Place};
+use super::dispatch::{Done, Work};
 use super::file::{File, Handle, State, Version};
 use super::state::{Event, Phase};
 use crate::backend::FileId;
@@ -78,7 +79,7 @@ impl Engine {
     /// Begins a staged version of a committed file, in phase `Clean`. False when it has to go on in place: it has
     /// several links, its name is not known for sure, it lies on another file system, or a copy would not be cheap.
     pub(super) fn begin_stage(
-        &self,
+        self: &Arc<Self>,
         file: &Arc<File>,
         st: &mut State,
         content: Content,
@@ -106,6 +107,7 @@ impl Engine {
             return Ok(false);
         }
         st.go(Event::Stage)?;
+        self.sync_what_is_owed(file, st);
         st.policy = policy;
         let now = self.now_ms();
         version.dirty_ms.store(now, Ordering::Relaxed);
@@ -115,6 +117,18 @@ impl Engine {
         st.version = Some(version);
         self.note_stage(file, new_id);
         Ok(true)
+    }
+
+    /// Changes in place that were acknowledged before a new version begins are no debt of that one: whatever pays debts
+    /// would publish it half-written.
+    fn sync_what_is_owed(self: &Arc<Self>, file: &Arc<File>, st: &mut State) {
+        if !st.owes() {
+            return;
+        }
+        st.paid();
+        if let Some(version) = st.version.clone().filter(|v| !v.is_synced()) {
+            self.send(Work::SyncFile { file: file.clone(), version, data_only: false }, Done::nobody());
+        }
     }
 
     /// Takes the name for the file's staged version.

@@ -34,7 +34,9 @@ impl Engine {
         }
     }
 
+    /// With whatever was acknowledged before in its directory.
     fn commit_quietly(self: &Arc<Self>, file: &Arc<File>) {
+        self.submit_owed(file, false);
         let mut st = file.state.write();
         let answer = self.submit(file, &mut st, false, Done::nobody());
         drop(st);

@@ -190,6 +190,7 @@ impl Workload for Programs {
                     order: self.order,
                     joints: vec![],
                     versions: vec![content.clone()],
+                    pending: std::collections::BTreeSet::new(),
                     place,
                     rng: rng.fork(),
                 }
@@ -249,6 +250,8 @@ struct Program {
     order: Order,
     joints: Vec<Joint>,
     place: String,
+    /// Names saved since the directories were last synced.
+    pending: std::collections::BTreeSet<String>,
     /// What the file in place may consist of: its content when it was last durable, and all since.
     versions: Vec<Arc<[u8]>>,
     rng: Rng,
@@ -322,6 +325,18 @@ impl Program {
         (lane, self.lanes[lane].begin(&self.disk, label, effect))
     }
 
+    /// Saves of one name that nobody waited for become one commit. Whether that comes before or after another name's
+    /// save in between is not promised; so the order of a directory is looked at without such.
+    fn settle_before(&mut self, name: &str) {
+        if self.level.close_waits() || self.order == Order::Name || self.pending.insert(name.to_owned()) {
+            return;
+        }
+        let d = usize::from(!name.starts_with(&self.dirs[0]));
+        self.fsync_dir(d);
+        self.pending.retain(|n| !n.starts_with(&self.dirs[d]));
+        self.pending.insert(name.to_owned());
+    }
+
     fn begin_save(&mut self, name: &str, content: &[u8], how: &str) -> (usize, usize) {
         let mut node = self.node(name, content);
         if self.mode == Mode::InPlace {
@@ -353,6 +368,7 @@ impl Program {
     /// Truncate, write, close.
     fn save(&mut self, name: &str) {
         let content = self.content();
+        self.settle_before(name);
         let step = self.begin_save(name, &content, "save");
         let mut file = self.create(name);
         content.chunks(content.len() / 3 + 1).for_each(|piece| file.write_all(piece).unwrap());
@@ -364,6 +380,7 @@ impl Program {
     fn save_and_fsync(&mut self, name: &str) {
         let content = self.content();
         let half = if self.rng.bool() { content.len() } else { content.len() / 2 };
+        self.settle_before(name);
         let step = self.begin_save(name, &content[..half], "save with fsync");
         let mut file = self.create(name);
         file.write_all(&content[..half]).unwrap();
@@ -381,6 +398,7 @@ impl Program {
     fn save_with_a_dup(&mut self, name: &str) {
         let content = self.content();
         let half = content.len() / 2;
+        self.settle_before(name);
         let step = self.begin_save(name, &content[..half], "save and close a dup");
         let mut file = self.create(name);
         file.write_all(&content[..half]).unwrap();
@@ -396,6 +414,7 @@ impl Program {
     fn save_by_rename(&mut self, d: usize, name: &str) {
         let content = self.content();
         let temp = format!("{}/.tmp", self.dirs[d]);
+        self.settle_before(&temp);
         let step = self.begin_save(&temp, &content, "write");
         let mut file = self.create(&temp);
         file.write_all(&content).unwrap();
@@ -410,6 +429,7 @@ impl Program {
 
     /// A version that stays empty is committed after the last close, which does not wait for it.
     fn empty(&mut self, name: &str) {
+        self.settle_before(name);
         self.begin_save(name, &[], "empty");
         close(self.create(name));
     }
