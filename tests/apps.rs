@@ -43,12 +43,12 @@ fn on_both(name: &str, compare: Compare, app: impl Fn(&Path, &Path) -> String) {
         let expected = app(&raw, &fs.subdir("notes-raw"));
         let got = app(mount.path(), &fs.subdir("notes-mount"));
         assert_eq!(expected, got, "{what}: left: raw filesystem, right: mount");
-        let seen = Snapshot::take(mount.path(), Skip::default());
+        let seen = Snapshot::take(mount.path(), Skip { dir_mtime: true, ..Skip::default() });
         mount.stop();
-        let skip = Skip { names: &[".fsys"], ..Skip::default() };
+        let skip = Skip { names: &[".fsys"], dir_mtime: true, ..Skip::default() };
         seen.assert_same(&Snapshot::take(&backing, skip), &format!("{what}, mount against backing directory"));
         if compare != Compare::Printed {
-            let skip = Skip { mtime: compare == Compare::AllButTimes, names: &[".fsys", ".git"] };
+            let skip = Skip { mtime: compare == Compare::AllButTimes, names: &[".fsys", ".git"], ..Skip::default() };
             let expected = Snapshot::take(&raw, skip);
             expected.assert_same(&Snapshot::take(&backing, skip), &format!("{what}, raw against mount"));
         }

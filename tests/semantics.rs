@@ -389,3 +389,21 @@ fn removed_directories_do_not_hold_up_a_drain() {
         assert_eq!(names(backing), [".fsys"]);
     });
 }
+
+/// P8. Descriptors of the daemon are bounded: a file that loses one of its names is not held open (git makes every
+/// object under two names and removes one).
+#[test]
+fn names_that_come_and_go_hold_no_descriptors() {
+    on_each("names_that_come_and_go_hold_no_descriptors", "durability=relaxed", |mnt, _, mount| {
+        let fds = || fs::read_dir(format!("/proc/{}/fd", mount.pid().as_raw_nonzero())).unwrap().count();
+        let before = fds();
+        for i in 0..300 {
+            let (temp, object) = (mnt.join("temp"), mnt.join(format!("object{i}")));
+            fs::write(&temp, "x").unwrap();
+            fs::hard_link(&temp, &object).unwrap();
+            fs::remove_file(&temp).unwrap();
+        }
+        run(fsys().arg("drain").arg(mnt));
+        eventually("all are let go", || fds() <= before + 20);
+    });
+}

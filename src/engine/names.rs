@@ -62,6 +62,8 @@ impl Engine {
         };
         if r.is_ok() {
             self.forget_name(file, &mut st, n);
+        } else if st.phase != Phase::Orphan {
+            st.pin = None;
         }
         Access::Done(r)
     }
@@ -105,6 +107,9 @@ impl Engine {
         self.unclaim(file, &Place { dir: n.dir.clone(), name: n.name.to_owned() });
         let staged = st.phase == Phase::Staged;
         let gone = staged || self.link_count(st) == 0;
+        if !gone {
+            st.pin = None;
+        }
         if gone && st.go(Event::Unlinked).is_ok() {
             st.paid();
             self.unsettled.lock().remove(&file.tag);
@@ -153,6 +158,9 @@ impl Engine {
         let done = self.rename_backing(from, to, flags);
         if done.is_ok() && !same {
             self.renamed(from, to, src.as_deref_mut(), dst.as_deref_mut(), exchange);
+        }
+        if let Some(st) = dst.as_deref_mut().filter(|st| st.phase != Phase::Orphan) {
+            st.pin = None;
         }
         RenameAccess::Done(done)
     }

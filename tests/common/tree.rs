@@ -19,6 +19,8 @@ use rustix::fs::{lgetxattr, llistxattr};
 pub struct Skip<'a> {
     /// Times differ by nature: the two trees were made by two runs.
     pub mtime: bool,
+    /// A publication moves the time of the directory below; programs see the one of their own create.
+    pub dir_mtime: bool,
     /// Top-level or nested entries with one of these names are not looked at, nor what is below them.
     pub names: &'a [&'a str],
 }
@@ -146,7 +148,7 @@ fn describe(path: &Path, meta: &Metadata, skip: Skip) -> Entry {
         entry.insert("size", meta.size().to_string());
         entry.insert("device", meta.rdev().to_string());
     }
-    if !skip.mtime {
+    if !(skip.mtime || skip.dir_mtime && kind.is_dir()) {
         entry.insert("mtime", format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()));
     }
     if kind.is_file() {

@@ -59,9 +59,10 @@ fn blocked(wait: impl FnOnce() -> String, then: impl FnOnce(&super::kit::Child))
         }
         wait()
     });
-    // In the kernel, waiting for a lock.
-    let at = format!("/proc/{}/wchan", child.pid);
-    while !std::fs::read_to_string(&at).is_ok_and(|w| w.contains("lock")) {
+    // In the kernel, asleep in the call that locks.
+    let at = format!("/proc/{}/syscall", child.pid);
+    let calls = [libc::SYS_fcntl, libc::SYS_flock].map(|n| format!("{n} "));
+    while !std::fs::read_to_string(&at).is_ok_and(|s| calls.iter().any(|c| s.starts_with(c.as_str()))) {
         std::thread::yield_now();
     }
     then(&child);

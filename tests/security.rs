@@ -1,0 +1,246 @@
+//! P8. No path, symlink, race or crafted name leads out of the backing directory or into `.fsys/`; the daemon holds
+//! nothing that it does not need.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::loopfs::{Kind, LoopFs};
+use common::mount::Mount;
+use common::{can_mount, env_number, full, say};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+fn errno<T>(r: std::io::Result<T>) -> Option<i32> {
+    r.err().and_then(|e| e.raw_os_error())
+}
+
+fn set_up(test: &str) -> Option<(LoopFs, Mount)> {
+    can_mount(test).then(|| {
+        let disk = LoopFs::new(Kind::Ext4, 300);
+        let mount = Mount::start(&disk.subdir("data"), "");
+        (disk, mount)
+    })
+}
+
+/// `.fsys` by name, by rename, link and exchange, by listing, by handle, by another spelling and by a symlink.
+#[test]
+fn the_hidden_directory_is_reached_by_nothing() {
+    let Some((_disk, mut mount)) = set_up("the_hidden_directory_is_reached_by_nothing") else { return };
+    let at = |name: &str| mount.path().join(name);
+    fs::write(at("f"), "x").unwrap();
+    fs::create_dir(at("d")).unwrap();
+    let hidden = at(".fsys");
+    for path in [".fsys", ".fsys/", "./.fsys", "d/../.fsys", ".fsys/lock", ".fsys/staging", ".fsys/../.fsys/failed"] {
+        assert_eq!(errno(fs::symlink_metadata(at(path))), Some(libc::ENOENT), "{path}");
+        assert!(File::open(at(path)).is_err() && File::create(at(path)).is_err(), "{path}");
+    }
+    for flags in [RenameFlags::empty(), RenameFlags::NOREPLACE, RenameFlags::EXCHANGE, RenameFlags::WHITEOUT] {
+        for other in ["f", "d", "none"] {
+            assert!(renameat_with(CWD, &hidden, CWD, at(other), flags).is_err(), "{flags:?} to {other}");
+            assert!(renameat_with(CWD, at(other), CWD, &hidden, flags).is_err(), "{flags:?} from {other}");
+        }
+    }
+    assert!(fs::hard_link(at("f"), &hidden).is_err() && fs::hard_link(&hidden, at("g")).is_err());
+    assert!(fs::create_dir(&hidden).is_err() && symlink("f", &hidden).is_err());
+    assert!(fs::remove_dir(&hidden).is_err() && fs::remove_file(&hidden).is_err());
+    symlink(".fsys", at("link")).unwrap();
+    assert_eq!(errno(fs::read_dir(at("link"))), Some(libc::ENOENT));
+    let listed = || fs::read_dir(mount.path()).unwrap().map(|e| e.unwrap());
+    let inside = fs::metadata(mount.backing().join(".fsys")).unwrap().ino();
+    assert!(listed().all(|e| e.file_name() != ".fsys" && e.metadata().unwrap().ino() != inside));
+    // The number of the inode as a handle of the mount: 12 bytes, node and generation (fs/fuse/inode.c).
+    for number in [inside, inside + 1, inside + 2, 1 << 62] {
+        assert!(open_by_handle(mount.path(), number).is_err(), "handle of inode {number}");
+    }
+    // A bind mount that shows it under another name in the tree.
+    fs::create_dir(mount.backing().join("other")).unwrap();
+    let bind = Command::new("mount")
+        .arg("--bind")
+        .args([mount.backing().join(".fsys"), mount.backing().join("other")])
+        .status();
+    let seen = fs::read_dir(at("other"));
+    if bind.unwrap().success() {
+        Command::new("umount").arg(mount.backing().join("other")).status().unwrap();
+        assert!(errno(seen) == Some(libc::ENOENT), "a bind mount leads into .fsys");
+    }
+    mount.stop();
+}
+
+fn open_by_handle(mount: &Path, node: u64) -> std::io::Result<()> {
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        words: [u32; 3],
+    }
+    let mut handle = Handle { bytes: 12, kind: 0x81, words: [(node >> 32) as u32, node as u32, 0] };
+    let dir = File::open(mount)?;
+    // SAFETY: a `struct file_handle` with 12 bytes of content, and a descriptor that lives through the call.
+    let fd = unsafe { libc::syscall(libc::SYS_open_by_handle_at, dir.as_raw_fd(), &raw mut handle, libc::O_PATH) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the call just made it.
+    unsafe { libc::close(fd as i32) };
+    Ok(())
+}
+
+/// Ends a process that runs for ever.
+struct Ended(Child);
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn python(dir: &Path, script: &str) -> Ended {
+    Ended(Command::new("python3").args(["-c", script]).current_dir(dir).stdin(Stdio::null()).spawn().unwrap())
+}
+
+/// The attack: one process swaps a directory with a symlink that leads out, another moves the directory around, both
+/// as fast as they can, while this one makes, rewrites, renames and removes files through that path. Counts the files
+/// that came to be or changed outside. The attackers work on the same tree at `by`: through the mount, or behind it.
+fn attack(tree: &Path, by: &Path, outside: &Path, limit: Duration) -> (u64, usize) {
+    fs::create_dir_all(tree.join("a/d")).unwrap();
+    fs::create_dir(tree.join("b")).unwrap();
+    symlink(outside, tree.join("a/evil")).unwrap();
+    let swap = "import ctypes\nc=ctypes.CDLL(None)\n\
+        while True: c.renameat2(-100,b'a/d',-100,b'a/evil',2)\n";
+    let shift = "import os\nwhile True:\n\x20for a,b in (('a/d','b/d'),('b/d','a/d')):\n\x20\x20try: os.rename(a,b)\n\x20\x20except OSError: pass\n";
+    let (_swapper, _mover) = (python(by, swap), python(by, shift));
+    let (end, mut rounds) = (Instant::now() + limit, 0);
+    while Instant::now() < end {
+        // The names as a careful program uses them: the directory by O_NOFOLLOW, what is in it by its descriptor.
+        // Whoever follows a symlink on the way is led out by their own kernel, and by no fault of the mount.
+        let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
+        let Ok(dir) = rustix::fs::open(tree.join("a/d"), flags, rustix::fs::Mode::empty()) else { continue };
+        let name = format!("f{}", rounds % 7);
+        let new = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::TRUNC;
+        if let Ok(fd) = rustix::fs::openat(&dir, &name, new, 0o644.into()) {
+            let _ = rustix::io::write(&fd, b"content");
+        }
+        let _ = rustix::fs::renameat(&dir, &name, &dir, "moved");
+        let _ = rustix::fs::linkat(&dir, "moved", &dir, "linked", rustix::fs::AtFlags::empty());
+        let _ = rustix::fs::unlinkat(&dir, "linked", rustix::fs::AtFlags::empty());
+        let _ = rustix::fs::mkdirat(&dir, "k", 0o755.into());
+        let _ = rustix::fs::unlinkat(&dir, "k", rustix::fs::AtFlags::REMOVEDIR);
+        let _ = rustix::fs::unlinkat(&dir, "canary", rustix::fs::AtFlags::empty());
+        rounds += 1;
+    }
+    let left = fs::read_dir(outside).unwrap().count();
+    let whole = fs::read_to_string(outside.join("canary")).is_ok_and(|t| t == "alive");
+    (rounds, left + usize::from(!whole) - 1)
+}
+
+#[test]
+fn a_race_of_symlinks_leads_nowhere() {
+    let Some((disk, mut mount)) = set_up("a_race_of_symlinks_leads_nowhere") else { return };
+    let limit = Duration::from_secs(env_number("FSYS_TEST_ATTACK_SECS", if full() { 600 } else { 5 }));
+    let outside = disk.subdir("outside");
+    fs::write(outside.join("canary"), "alive").unwrap();
+    for (what, from) in [("through the mount", mount.path()), ("behind it", mount.backing())] {
+        let tree = mount.path().join(what);
+        fs::create_dir(&tree).unwrap();
+        let (rounds, escapes) = attack(&tree, &from.join(what), &outside, limit / 2);
+        say(&format!("{rounds} rounds under attack {what}, {escapes} escapes"));
+        assert!(rounds > 10, "the attack did not run");
+        assert_eq!(escapes, 0, "{what}");
+    }
+    mount.stop();
+}
+
+/// Control: a program that checks a path and then follows it is led out by the same attack.
+#[test]
+fn the_attack_catches_a_careless_program() {
+    if !can_mount("the_attack_catches_a_careless_program") {
+        return;
+    }
+    let disk = LoopFs::new(Kind::Ext4, 300);
+    let (tree, outside) = (disk.subdir("tree"), disk.subdir("outside"));
+    fs::write(outside.join("canary"), "alive").unwrap();
+    fs::create_dir_all(tree.join("a/d")).unwrap();
+    symlink(&outside, tree.join("a/evil")).unwrap();
+    let swap = "import ctypes\nc=ctypes.CDLL(None)\nwhile True: c.renameat2(-100,b'a/d',-100,b'a/evil',2)\n";
+    let _swapper = python(&tree, swap);
+    let caught = common::wait_until(Duration::from_secs(60), || {
+        for i in 0..100 {
+            if fs::symlink_metadata(tree.join("a/d")).is_ok_and(|m| m.is_dir()) {
+                let _ = fs::write(tree.join(format!("a/d/f{i}")), "out");
+            }
+        }
+        fs::read_dir(&outside).unwrap().count() > 1
+    });
+    assert!(caught, "nobody was led out: the attack is none");
+}
+
+/// A file that appears behind the mount just when somebody creates that name is opened only by those who may.
+#[test]
+fn a_create_does_not_open_what_is_forbidden() {
+    let Some((_disk, mut mount)) = set_up("a_create_does_not_open_what_is_forbidden") else { return };
+    fs::set_permissions(mount.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let backing = mount.backing().to_owned();
+    // Without a right to read the file, an ordinary user opens with O_CREAT as fast as they can.
+    let script = "import os\nos.setgroups([]); os.setgid(1001); os.setuid(1001)\nn=0\n\
+        while n<300:\n\x20try:\n\x20\x20f=os.open('s%d'%n,os.O_RDWR|os.O_CREAT,0o644)\n\
+        \x20\x20if os.read(f,6)==b'secret': raise SystemExit(3)\n\x20\x20os.close(f)\n\x20except PermissionError: n+=1; continue\n\
+        \x20except FileExistsError: pass\n\x20try: os.unlink('s%d'%n)\n\x20except OSError: pass\n";
+    let mut job = Ended(Command::new("python3").args(["-c", script]).current_dir(mount.path()).spawn().unwrap());
+    let mut made = 0;
+    let status = loop {
+        if let Some(status) = job.0.try_wait().unwrap() {
+            break status;
+        }
+        for _ in 0..10 {
+            let hidden = backing.join("hidden");
+            fs::write(&hidden, "secret").unwrap();
+            fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600)).unwrap();
+            // Nothing is overwritten: where the other has the name, the next one is tried.
+            for n in 0..300 {
+                if renameat_with(CWD, &hidden, CWD, backing.join(format!("s{n}")), RenameFlags::NOREPLACE).is_ok() {
+                    made += 1;
+                    break;
+                }
+            }
+        }
+    };
+    assert!(status.success(), "{status}: a forbidden file was read after {made}");
+    assert!(made >= 300);
+    mount.stop();
+}
+
+/// The daemon has no descriptor of who started it, and only the capabilities that src/sys/creds.rs lists.
+#[test]
+fn the_daemon_holds_only_what_it_needs() {
+    if !can_mount("the_daemon_holds_only_what_it_needs") {
+        return;
+    }
+    let disk = LoopFs::new(Kind::Ext4, 300);
+    let mark = disk.path().join("opened by the starter");
+    let file = File::create(&mark).unwrap();
+    // Without close-on-exec, as a careless script leaves its descriptors.
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
+    let mut mount = Mount::start(&disk.subdir("data"), "");
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::CLOEXEC).unwrap();
+    let proc = format!("/proc/{}", mount.pid().as_raw_nonzero());
+    let open: Vec<_> =
+        fs::read_dir(format!("{proc}/fd")).unwrap().filter_map(|e| fs::read_link(e.unwrap().path()).ok()).collect();
+    assert!(open.iter().all(|p| *p != mark), "{open:?}");
+    assert!(open.iter().any(|p| p == Path::new("/dev/fuse")), "control: descriptors are seen: {open:?}");
+    for thread in fs::read_dir(format!("{proc}/task")).unwrap() {
+        let mut status = String::new();
+        File::open(thread.unwrap().path().join("status")).unwrap().read_to_string(&mut status).unwrap();
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            let line = status.lines().find_map(|l| l.strip_prefix(set)).unwrap();
+            let has = u64::from_str_radix(line.trim_start_matches(':').trim(), 16).unwrap();
+            assert_eq!(has & !0x2_8820_02df, 0, "{set} {has:#x}");
+        }
+    }
+    mount.stop();
+}
