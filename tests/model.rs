@@ -480,10 +480,10 @@ impl<'a> Both<'a> {
         drop(w);
         for i in 0..self.inodes.len() {
             let unfinished = self.slots.iter().flatten().any(|s| s.inode == i && s.dirty);
-            if !unfinished {
-                self.inodes[i].commit();
-            } else {
+            if unfinished {
                 self.inodes[i].pay();
+            } else {
+                self.inodes[i].commit();
             }
         }
         self.look_at_disk("unmount")
