@@ -87,7 +87,9 @@ impl Engine {
         kill: bool,
     ) -> Result<bool, Errno> {
         let (Some(id), Some(place)) = (st.id, st.names.first().cloned()) else { return Ok(false) };
-        if id.dev != self.backing.dev() {
+        // An appending program goes on in place where only appends are allowed (`chattr +a`).
+        let append_only = content == Content::Same && st.version.as_ref().is_some_and(|v| v.append_only);
+        if id.dev != self.backing.dev() || append_only {
             return Ok(false);
         }
         let dir_fd = self.dir_fd(&place.dir)?;
