@@ -324,6 +324,9 @@ impl Engine {
             return;
         }
         st.failures += 1;
+        if st.owes() {
+            *place.dir.lost.lock() = Some(error.errno());
+        }
         st.paid();
         self.unsettled.lock().remove(&file.tag);
         st.unflushed = 0;

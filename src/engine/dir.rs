@@ -79,6 +79,8 @@ pub struct Dir {
     /// How many there ever were.
     pub owed_ever: AtomicU64,
     shown: Mutex<Option<Shown>>,
+    /// The error of an acknowledged save that failed with nobody waiting: told once, by the next fsync of the directory.
+    pub lost: Mutex<Option<Errno>>,
     fd: Mutex<Option<Arc<OwnedFd>>>,
     /// Removed: the descriptor is all that leads to it.
     gone: AtomicBool,
@@ -99,6 +101,7 @@ impl Dir {
             owed: AtomicU64::new(0),
             owed_ever: AtomicU64::new(0),
             shown: Mutex::new(None),
+            lost: Mutex::new(None),
             fd: Mutex::new(None),
             gone: AtomicBool::new(false),
             changed: AtomicU64::new(0),

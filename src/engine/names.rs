@@ -13,10 +13,11 @@ use rustix::io::Errno;
 
 use super::Engine;
 use super::dir::{Dir, Place};
-use super::dispatch::CommitError;
+use super::dispatch::{CommitError, Step};
 use super::file::{File, State};
 use super::io::Access;
 use super::state::{Event, Phase};
+use crate::backend::Fault;
 
 /// A name and the regular file behind it, if it is one that is known.
 #[derive(Debug, Clone)]
@@ -246,9 +247,12 @@ impl Engine {
     /// a commit synced the directory since its last change.
     pub fn sync_dir(self: &Arc<Self>, dir: &Arc<Dir>, done: super::dispatch::Done) {
         let first = self.acknowledged_in(&[dir]);
-        let (me, dir) = (self.clone(), dir.clone());
+        let (me, dir, lost_too) = (self.clone(), dir.clone(), dir.clone());
         let sync = move |done: super::dispatch::Done| {
-            if dir.is_synced() {
+            let lost = dir.lost.lock().take();
+            if let Some(e) = lost {
+                done.answer(Err(CommitError::at(Step::Publish, Fault::Os(e))));
+            } else if dir.is_synced() {
                 done.answer(Ok(()));
             } else {
                 me.send(super::dispatch::Work::SyncDir(dir), done);
@@ -259,7 +263,10 @@ impl Engine {
         }
         self.commit_all(&first, move |r: Result<(), CommitError>| match r {
             Ok(()) => sync(done),
-            Err(e) => done.answer(Err(e)),
+            Err(e) => {
+                lost_too.lost.lock().take();
+                done.answer(Err(e));
+            }
         });
     }
 

@@ -180,7 +180,7 @@ fn execute(d: &Path, log: &mut Log) {
     log.note("closed", shell(d, "./t; echo $?"));
     log.note(
         "write while it runs",
-        shell(d, "cp /bin/sleep z; ./z 60 & until [[ $(readlink /proc/$!/exe) == */z ]]; do :; done; echo x > z; r=$?; kill %1; exit $r").replace("bash: line 1: ", ""),
+        shell(d, "cp /bin/sleep z; ./z 60 & until [[ $(readlink /proc/$!/exe) == */z ]] || ! kill -0 $! 2> /dev/null; do :; done; echo x > z; r=$?; kill %1; exit $r").replace("bash: line 1: ", ""),
     );
     file(&d.join("n"), b"#!/bin/sh\n", (0, 0), 0o644);
     log.note("without the bit", shell(d, "./n 2>&1 | sed 's/.*: //'"));
