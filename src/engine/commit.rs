@@ -34,27 +34,16 @@ impl Engine {
             return done.answer(Ok(()));
         }
         let waits = matches!(h.policy.durability, Durability::Always | Durability::Close);
-        self.commit_handle(h, waits, done);
+        self.commit_handle(h, waits, false, done);
     }
 
     /// fsync(2) or fdatasync(2).
     pub fn fsync(self: &Arc<Self>, h: &Handle, data_only: bool, done: Done) {
-        if h.policy.durability == Durability::Relaxed {
-            return self.commit_handle(h, false, done);
-        }
-        self.submit_owed(&h.file, h.dirty.load(Ordering::Acquire));
-        let mut st = h.file.state.write();
-        if let Err(e) = self.check_handle(h, &st) {
-            drop(st);
-            return done.answer(Err(CommitError::at(Step::Queue, Fault::Os(e))));
-        }
-        Self::unmark(h, &mut st);
-        let answer = self.submit(&h.file, &mut st, data_only, done);
-        drop(st);
-        give(answer);
+        let waits = h.policy.durability != Durability::Relaxed;
+        self.commit_handle(h, waits, data_only && waits, done);
     }
 
-    fn commit_handle(self: &Arc<Self>, h: &Handle, waits: bool, done: Done) {
+    fn commit_handle(self: &Arc<Self>, h: &Handle, waits: bool, data_only: bool, done: Done) {
         if waits {
             self.submit_owed(&h.file, h.dirty.load(Ordering::Acquire));
         }
@@ -66,7 +55,7 @@ impl Engine {
         Self::unmark(h, &mut st);
         let tainted = st.phase == Phase::Staged && st.version.as_ref().is_some_and(|v| v.taint.lock().is_some());
         let answer = if waits || tainted || self.backlog_full() {
-            self.submit(&h.file, &mut st, false, done)
+            self.submit(&h.file, &mut st, data_only, done)
         } else {
             // Only what is there to commit: a debt without one would publish the next version half-written.
             let dirty = |v: &Arc<Version>| v.dirty_ms.load(Ordering::Acquire) != 0;
