@@ -234,6 +234,31 @@ fn closes_of_duplicates() {
 
 /// P3. A failure at any step of the commit reaches the caller with its errno; the old version stands; the failed one is kept.
 #[test]
+fn a_directory_needs_a_sync_for_what_programs_were_told_of() {
+    let r = rig();
+    let (engine, root) = (r.engine.clone(), r.root.clone());
+    let (tx, rx) = mpsc::channel();
+    r.rule(move |call, nth| {
+        // In the barrier of a commit, whose program is told nothing yet.
+        if call == Call::SyncDir && nth == 0 {
+            let (answer, tx) = (tx.clone(), tx.clone());
+            engine.sync_dir(&root, Done::new(move |r| answer.send(r).unwrap()));
+            // A rename that ends here is too late for that barrier.
+            engine.names_changed(&root);
+            tx.send(Ok(())).unwrap();
+        }
+        Verdict::Go
+    });
+    r.save("a", b"1");
+    assert!(rx.iter().take(2).all(|r| r.is_ok()), "answered within the barrier, so without one of its own");
+    assert!(!r.root.is_synced(), "the rename is not durable");
+    r.engine.drain(Duration::from_secs(60)).unwrap();
+    assert!(r.root.is_synced());
+    let syncs = r.script.seen.lock().unwrap().iter().filter(|c| **c == Call::SyncDir).count();
+    assert_eq!(syncs, 2, "of the commit and of the rename");
+}
+
+#[test]
 fn each_step_can_fail() {
     for call in [Call::SyncFile, Call::LinkStage, Call::Publish] {
         for e in [Errno::NOSPC, Errno::DQUOT] {

@@ -244,8 +244,10 @@ impl Engine {
         let mut by_dir = HashMap::new();
         for ((dir, _, changes), r) in dirs.iter().zip(dir_results) {
             self.watch_device(&r, "sync of a directory");
-            if r.is_ok() {
-                dir.mark_synced(*changes);
+            match r {
+                Ok(()) => dir.mark_synced(*changes),
+                // Its names changed, and whoever waits is told that they are not durable: that stays to be done.
+                Err(_) => self.owe_sync(dir),
             }
             by_dir.insert(Arc::as_ptr(dir), r);
         }
@@ -269,6 +271,10 @@ impl Engine {
         let mut dirs: Vec<(Arc<Dir>, Arc<OwnedFd>, u64)> = Vec::new();
         for op in ops.iter_mut().filter(|op| op.alive()) {
             let Some(dir) = op.parent().cloned() else { continue };
+            // A barrier that ran while this waited in the queue did it.
+            if matches!(op.ticket.work, Work::SyncDir(_)) && dir.is_synced() {
+                continue;
+            }
             if dirs.iter().any(|d| Arc::ptr_eq(&d.0, &dir)) {
                 continue;
             }

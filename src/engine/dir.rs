@@ -85,6 +85,9 @@ pub struct Dir {
     /// Removed: the descriptor is all that leads to it.
     gone: AtomicBool,
     changed: AtomicU64,
+    /// The newest change that a program was told is done and whose sync is still to come. A publication is none: it is
+    /// acknowledged after its own barrier.
+    told: AtomicU64,
     synced: AtomicU64,
 }
 
@@ -105,6 +108,7 @@ impl Dir {
             fd: Mutex::new(None),
             gone: AtomicBool::new(false),
             changed: AtomicU64::new(0),
+            told: AtomicU64::new(0),
             synced: AtomicU64::new(0),
         }
     }
@@ -114,10 +118,14 @@ impl Dir {
         self.staged.lock().get(name).cloned()
     }
 
-    /// A name operation happened that no sync covers yet. True when the directory was all synced before.
-    pub fn mark_changed(&self) -> bool {
-        let before = self.changed.fetch_add(1, Ordering::AcqRel);
-        before == self.synced.load(Ordering::Acquire)
+    /// Names changed; whoever did it waits for the sync of the same batch.
+    pub fn mark_changed(&self) {
+        self.changed.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Everything up to now has to become durable, though nobody waits for it.
+    pub fn mark_told(&self) {
+        self.told.fetch_max(self.changes(), Ordering::AcqRel);
     }
 
     /// Attributes as programs see them.
@@ -185,9 +193,9 @@ impl Dir {
         *self.fd.lock() = Some(fd);
     }
 
-    /// Whether all name operations are durable.
+    /// Whether all name operations that a program was told of are durable.
     pub fn is_synced(&self) -> bool {
-        self.synced.load(Ordering::Acquire) >= self.changes()
+        self.synced.load(Ordering::Acquire) >= self.told.load(Ordering::Acquire)
     }
 }
 

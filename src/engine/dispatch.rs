@@ -187,6 +187,14 @@ pub struct Ticket {
     pub at: Instant,
 }
 
+impl Ticket {
+    /// Whether it must not be held back for others: for an fsync of a directory the kernel locks that directory, and
+    /// those who would share the batch wait for the lock.
+    fn is_urgent(&self) -> bool {
+        matches!(self.work, Work::SyncDir(_))
+    }
+}
+
 /// Makes the queue. Its sender is the only way in; dropping all senders ends [`run`] after the last ticket.
 pub fn queue(max: usize) -> (Sender<Ticket>, Receiver<Ticket>) {
     bounded(max.max(1))
@@ -216,7 +224,7 @@ pub fn run(
         let mut batch = Vec::with_capacity(shared.max(8));
         batch.push(first);
         scoop(rx, &mut batch, batch_max);
-        let target = worth_waiting_for(shared).min(batch_max);
+        let target = if batch.iter().any(Ticket::is_urgent) { 0 } else { worth_waiting_for(shared).min(batch_max) };
         let wait = if batch.len() < target { window() } else { Duration::ZERO };
         if !wait.is_zero() {
             Counters::add(&counters.windows, 1);

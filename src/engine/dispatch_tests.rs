@@ -15,12 +15,13 @@ fn ticket(answers: &Arc<Mutex<Vec<(usize, Outcome)>>>, n: usize) -> Ticket {
     let dir = Arc::new(Dir::new(n as u64, FileId { dev: 0, ino: n as u64 }, anchor, None));
     let answers = answers.clone();
     let done = Done::new(move |r| answers.lock().push((n, r)));
-    Ticket { work: Work::SyncDir(dir), done, at: Instant::now() }
+    let work = Work::Unlink { place: Place { dir, name: "x".into() }, rmdir: false };
+    Ticket { work, done, at: Instant::now() }
 }
 
 fn number(t: &Ticket) -> usize {
     match &t.work {
-        Work::SyncDir(d) => d.tag as usize,
+        Work::Unlink { place, .. } => place.dir.tag as usize,
         _ => unreachable!(),
     }
 }
@@ -175,4 +176,34 @@ fn a_window_ends_when_nobody_comes_back() {
     );
     assert_eq!(sizes, [4, 1, 1]);
     assert_eq!(counters.values().windows, 1, "after a lone batch no window opens");
+}
+
+#[test]
+fn the_sync_of_a_directory_is_not_held_back() {
+    // After a shared batch, with a window that would not end.
+    let answers: Arc<Mutex<Vec<_>>> = Arc::default();
+    let (tx, rx) = queue(64);
+    let counters = Counters::default();
+    (0..4).for_each(|i| assert!(offer(&tx, ticket(&answers, i)).is_ok()));
+    let mut tx = Some(tx);
+    run(
+        &rx,
+        100,
+        || LONG,
+        &counters,
+        |b| {
+            for mut t in b {
+                let place = match &t.work {
+                    Work::Unlink { place, .. } if place.dir.tag == 0 => place.clone(),
+                    _ => continue,
+                };
+                t.work = Work::SyncDir(place.dir);
+                if let Some(tx) = tx.take() {
+                    assert!(offer(&tx, t).is_ok());
+                }
+            }
+        },
+    );
+    assert_eq!(answers.lock().len(), 4);
+    assert_eq!(counters.values().windows, 0);
 }

@@ -238,13 +238,19 @@ impl Engine {
 
     /// Notes that a directory's own attributes changed.
     pub fn dir_changed(&self, dir: &Arc<Dir>) {
-        if dir.mark_changed() {
-            self.dirty_dirs.lock().insert(dir.tag, dir.clone());
-        }
+        dir.mark_changed();
+        self.owe_sync(dir);
+    }
+
+    /// A change of a directory is to become durable within the commit interval.
+    pub(super) fn owe_sync(&self, dir: &Arc<Dir>) {
+        dir.mark_told();
+        self.dirty_dirs.lock().insert(dir.tag, dir.clone());
     }
 
     /// fsync(2) of a directory: names that programs were told of are committed first. Finds nothing left to do when
-    /// a commit synced the directory since its last change.
+    /// a commit synced the directory since the last change that anybody was told of. That matters: the kernel locks the
+    /// directory for this call, and everybody else who creates or renames there waits.
     pub fn sync_dir(self: &Arc<Self>, dir: &Arc<Dir>, done: super::dispatch::Done) {
         let first = self.acknowledged_in(&[dir]);
         let (me, dir, lost_too) = (self.clone(), dir.clone(), dir.clone());
