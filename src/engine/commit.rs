@@ -45,7 +45,7 @@ impl Engine {
 
     fn commit_handle(self: &Arc<Self>, h: &Handle, waits: bool, data_only: bool, done: Done) {
         if waits {
-            self.submit_owed(&h.file, h.dirty.load(Ordering::Acquire));
+            self.submit_owed(&h.file);
         }
         let mut st = h.file.state.write();
         if let Err(e) = self.check_handle(h, &st) {
@@ -132,20 +132,27 @@ impl Engine {
     }
 
     /// Submits the acknowledged saves of a file's directory in their order, so that a later one there does not overtake
-    /// them. They share its batch, so they cost no flush. The file itself keeps its place among them unless it was
-    /// `written` since. Called without any state locked.
-    pub(super) fn submit_owed(self: &Arc<Self>, file: &File, written: bool) {
+    /// them. They share its batch, so they cost no flush. The file itself keeps its place among them. Called without any
+    /// state locked.
+    pub(super) fn submit_owed(self: &Arc<Self>, file: &File) {
         let dir = file.state.read().names.first().map(|p| p.dir.clone());
         let Some(dir) = dir else { return };
         for other in self.acknowledged_in(&[&dir]) {
-            if written && other.tag == file.tag {
-                continue;
-            }
-            let mut st = other.state.write();
-            let answer = self.submit(&other, &mut st, false, Done::nobody());
-            drop(st);
-            give(answer);
+            self.commit_if(&other, State::owes, Done::nobody());
         }
+    }
+
+    /// Submits what is not durable of the file, if `still` holds: since the caller looked, the file may have been committed
+    /// and a program be in the middle of its next version. Joins a commit that runs.
+    pub(super) fn commit_if(self: &Arc<Self>, file: &Arc<File>, still: impl Fn(&State) -> bool, done: Done) {
+        let mut st = file.state.write();
+        let answer = if st.phase == Phase::Committing || still(&st) {
+            self.submit(file, &mut st, false, done)
+        } else {
+            Some((done, Ok(())))
+        };
+        drop(st);
+        give(answer);
     }
 
     /// Submits whatever of the file is not durable. Returns an answer to give at once when nothing is.
@@ -221,8 +228,13 @@ impl Engine {
         }
     }
 
-    /// Commits all files and then calls `then` with the first error, if any.
-    pub fn commit_all(self: &Arc<Self>, files: &[Arc<File>], then: impl FnOnce(Outcome) + Send + 'static) {
+    /// Commits a file: `done` gets the result.
+    pub fn commit(self: &Arc<Self>, file: &Arc<File>, done: Done) {
+        self.commit_if(file, |_| true, done);
+    }
+
+    /// Commits what is owed of all files and then calls `then` with the first error, if any.
+    pub fn pay_all(self: &Arc<Self>, files: &[Arc<File>], then: impl FnOnce(Outcome) + Send + 'static) {
         let all = Arc::new(Countdown {
             left: AtomicUsize::new(files.len() + 1),
             first: Mutex::new(Ok(())),
@@ -230,10 +242,7 @@ impl Engine {
         });
         for file in files {
             let all = all.clone();
-            let mut st = file.state.write();
-            let answer = self.submit(file, &mut st, false, Done::new(move |r| all.one(r)));
-            drop(st);
-            give(answer);
+            self.commit_if(file, State::owes, Done::new(move |r| all.one(r)));
         }
         all.one(Ok(()));
     }

@@ -185,6 +185,19 @@ impl State {
         self.owed_in.is_some()
     }
 
+    /// Whether what is staged is a version that a program was told is saved.
+    pub fn owes_version(&self) -> bool {
+        self.phase == Phase::Staged && self.owes()
+    }
+
+    /// As [`State::owe`], for a change that comes without a descriptor. Not while a program is in the middle of a save:
+    /// that ends with its close, and half of it is no version.
+    pub fn owe_unless_written(&mut self) {
+        if self.phase != Phase::Staged || self.unflushed == 0 {
+            self.owe();
+        }
+    }
+
     /// The open version.
     pub fn open_version(&self) -> Result<&Arc<Version>, Errno> {
         self.version.as_ref().ok_or(Errno::BADF)

@@ -1,7 +1,9 @@
 //! Content: open, read, write, truncate, allocate. Decides per call which version it concerns.
 //!
 //! Invariant: in phase `Committing` nothing changes the version; such calls answer [`Access::Wait`] and are run
-//! again when the commit has ended. A write holds the file's state lock (shared) for its length, and a commit takes
+//! again when the commit has ended. A version that a program was told is saved is committed before it changes, at every
+//! level: else whatever pays that debt would publish the next version half-written, and in its place in the order of
+//! the directory. A write holds the file's state lock (shared) for its length, and a commit takes
 //! it alone to begin, so a commit holds every write that was acknowledged before it and no part of a later one.
 
 use std::sync::Arc;
@@ -46,6 +48,11 @@ impl Engine {
         }
         let mut st = file.state.write();
         if truncates && st.phase == Phase::Committing {
+            return Access::Wait;
+        }
+        if truncates && st.owes_version() {
+            drop(st);
+            self.commit_quietly(file, State::owes_version);
             return Access::Wait;
         }
         if let Err(e) = self.ensure_version(&mut st, writes || truncates) {
@@ -190,12 +197,17 @@ impl Engine {
             if st.phase == Phase::Committing {
                 return Access::Wait;
             }
+            if st.owes_version() {
+                drop(st);
+                self.commit_quietly(file, State::owes_version);
+                return Access::Wait;
+            }
             let r = self.ensure_version(&mut st, true).and_then(|()| self.truncate_all(file, &mut st, policy, kill));
             if let (Ok(true), Some(h)) = (&r, h) {
                 h.replace.store(true, Ordering::Relaxed);
             }
             if h.is_none() && st.is_staged() {
-                st.owe();
+                st.owe_unless_written();
             }
             return Access::Done(r.map(|_| ()));
         }
@@ -211,12 +223,17 @@ impl Engine {
         if st.phase == Phase::Committing {
             return Access::Wait;
         }
+        if st.owes_version() {
+            drop(st);
+            self.commit_quietly(file, State::owes_version);
+            return Access::Wait;
+        }
         let staged = st.is_staged();
         Access::Done(self.ensure_version(&mut st, true).and_then(|()| {
             let v = st.open_version()?.clone();
             resize(&v, staged)?;
             self.touched(file, &v);
-            st.owe();
+            st.owe_unless_written();
             Ok(())
         }))
     }
@@ -311,6 +328,11 @@ impl Engine {
                     return Access::Done(Err(Errno::IO));
                 }
                 if st.phase == Phase::Committing {
+                    return Access::Wait;
+                }
+                if st.owes_version() {
+                    drop(st);
+                    self.commit_quietly(&h.file, State::owes_version);
                     return Access::Wait;
                 }
                 if let Some(v) = st.version.as_ref().filter(|v| v.writable && !Self::wants_stage(h, &st)) {

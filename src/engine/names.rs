@@ -267,7 +267,7 @@ impl Engine {
         if first.is_empty() {
             return sync(done);
         }
-        self.commit_all(&first, move |r: Result<(), CommitError>| match r {
+        self.pay_all(&first, move |r: Result<(), CommitError>| match r {
             Ok(()) => sync(done),
             Err(e) => {
                 lost_too.lost.lock().take();

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::Engine;
-use super::commit::give;
 use super::dispatch::{Done, Work};
-use super::file::File;
+use super::file::{File, State};
 use super::state::Phase;
 
 /// A version whose program keeps it open is committed when it was quiet for one interval, or after this many
@@ -24,8 +23,9 @@ impl Engine {
         let mut names_due = Instant::now() + interval;
         while stop.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
             let now = self.now_ms();
-            for file in self.unsettled_files().iter().filter(|f| is_due(f, now, interval.as_millis() as u64)) {
-                self.commit_quietly(file);
+            let due = |st: &State| is_due(st, now, interval.as_millis() as u64);
+            for file in self.unsettled_files().iter().filter(|f| due(&f.state.read())) {
+                self.commit_quietly(file, due);
             }
             if Instant::now() >= names_due {
                 names_due = Instant::now() + interval;
@@ -34,13 +34,10 @@ impl Engine {
         }
     }
 
-    /// With whatever was acknowledged before in its directory.
-    fn commit_quietly(self: &Arc<Self>, file: &Arc<File>) {
-        self.submit_owed(file, false);
-        let mut st = file.state.write();
-        let answer = self.submit(file, &mut st, false, Done::nobody());
-        drop(st);
-        give(answer);
+    /// With whatever was acknowledged before in its directory; the file itself if it is `still` to be committed then.
+    pub(super) fn commit_quietly(self: &Arc<Self>, file: &Arc<File>, still: impl Fn(&State) -> bool) {
+        self.submit_owed(file);
+        self.commit_if(file, still, Done::nobody());
     }
 
     /// Submits a sync of every directory with names that are not durable yet.
@@ -64,10 +61,10 @@ impl Engine {
     pub fn drain(self: &Arc<Self>, limit: Duration) -> Result<(), u64> {
         let deadline = Instant::now() + limit;
         loop {
-            self.unsettled_files().iter().filter(|f| owes(f)).for_each(|f| self.commit_quietly(f));
+            self.unsettled_files().iter().filter(|f| owes(&f.state.read())).for_each(|f| self.commit_quietly(f, owes));
             self.sync_names();
             let left = || {
-                let files = self.unsettled_files().iter().filter(|f| owes(f)).count();
+                let files = self.unsettled_files().iter().filter(|f| owes(&f.state.read())).count();
                 files as u64 + self.dirty_dirs.lock().len() as u64 + self.counters.in_flight.load(Ordering::Relaxed)
             };
             if left() == 0 {
@@ -90,7 +87,8 @@ impl Engine {
     pub fn shutdown(self: &Arc<Self>, limit: Duration) -> Result<(), u64> {
         self.stop.lock().take();
         let files = self.unsettled_files();
-        files.iter().filter(|f| f.state.read().unflushed == 0).for_each(|f| self.commit_quietly(f));
+        let closed = |st: &State| st.unflushed == 0;
+        files.iter().filter(|f| closed(&f.state.read())).for_each(|f| self.commit_quietly(f, closed));
         let drained = self.drain(limit);
         self.keep_unfinished();
         self.workers.stop();
@@ -130,8 +128,7 @@ impl Engine {
 }
 
 /// Whether a program was told that its change is done, and it is not durable yet.
-fn owes(f: &Arc<File>) -> bool {
-    let st = f.state.read();
+fn owes(st: &State) -> bool {
     match st.phase {
         Phase::Committing => true,
         Phase::Staged => st.owes() || st.writers == 0,
@@ -140,8 +137,7 @@ fn owes(f: &Arc<File>) -> bool {
     }
 }
 
-fn is_due(f: &Arc<File>, now: u64, interval: u64) -> bool {
-    let st = f.state.read();
+fn is_due(st: &State, now: u64, interval: u64) -> bool {
     let Some(v) = &st.version else { return false };
     let since = v.dirty_ms.load(Ordering::Relaxed);
     if since == 0 {

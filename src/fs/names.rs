@@ -110,7 +110,7 @@ impl Fs {
         }
         let engine = self.engine.clone();
         // A failed save is reported where it belongs; it does not stop an operation on another name.
-        self.engine.commit_all(&first, move |_| engine.run_later(Box::new(again)));
+        self.engine.pay_all(&first, move |_| engine.run_later(Box::new(again)));
         None
     }
 
@@ -436,13 +436,16 @@ impl Fs {
         match wait {
             RenameAccess::Done(_) => {}
             RenameAccess::Wait(f) => self.engine.park(&f, Box::new(move || again(&me, reply))),
-            RenameAccess::Commit(f) => self.engine.commit_all(&[f], move |r| match r {
-                Ok(()) => {
-                    let engine = me.engine.clone();
-                    engine.run_later(Box::new(move || again(&me, reply)));
-                }
-                Err(e) => reply.send(Err(e.errno())),
-            }),
+            RenameAccess::Commit(f) => self.engine.commit(
+                &f,
+                Done::new(move |r| match r {
+                    Ok(()) => {
+                        let engine = me.engine.clone();
+                        engine.run_later(Box::new(move || again(&me, reply)));
+                    }
+                    Err(e) => reply.send(Err(e.errno())),
+                }),
+            ),
         }
     }
 

@@ -215,11 +215,19 @@ impl<'a> Both<'a> {
         Ok(())
     }
 
+    /// A version that was acknowledged is committed before it changes, with what was acknowledged before it.
+    fn before_change(&mut self, inode: usize) {
+        self.inodes[inode].settle();
+        if self.inodes[inode].staged && self.inodes[inode].owed {
+            self.commit_owed();
+        }
+    }
+
     /// The content is gone for programs; in place on the disk too. True when it is a version of its own.
     fn cleared(&mut self, inode: usize) -> bool {
+        self.before_change(inode);
         let stages = self.stages(inode);
         let i = &mut self.inodes[inode];
-        i.settle();
         i.changed = true;
         i.live.clear();
         if stages {
@@ -253,7 +261,7 @@ impl<'a> Both<'a> {
         let at = at.unwrap_or(self.inodes[s.inode].live.len());
         let data = vec![self.stamp; len];
         prop_assert_eq!(self.w().write_all(s.fd, at as u64, &data), Ok(()));
-        self.inodes[s.inode].settle();
+        self.before_change(s.inode);
         let live = &mut self.inodes[s.inode].live;
         live.resize(live.len().max(at + len), 0);
         live[at..at + len].copy_from_slice(&data);
@@ -268,7 +276,7 @@ impl<'a> Both<'a> {
             let stages = self.cleared(s.inode);
             self.slots[slot].as_mut().unwrap().replace |= stages;
         } else {
-            self.inodes[s.inode].settle();
+            self.before_change(s.inode);
             self.inodes[s.inode].live.resize(len, 0);
             self.changed(slot);
         }
@@ -285,15 +293,18 @@ impl<'a> Both<'a> {
         if len == 0 {
             self.cleared(inode);
         } else {
+            self.before_change(inode);
             let i = &mut self.inodes[inode];
-            i.settle();
             i.live.resize(len, 0);
             i.changed = true;
             if !i.staged {
                 i.may_commit();
             }
         }
-        self.inodes[inode].owe();
+        let written = self.slots.iter().flatten().any(|s| s.inode == inode && s.dirty);
+        if !(self.inodes[inode].staged && written) {
+            self.inodes[inode].owe();
+        }
         Ok(())
     }
 

@@ -1,0 +1,86 @@
+//! P1 and P4 at the levels that do not wait: a save that was answered and is not committed yet is a version of its own.
+//! The next save of that file neither lets half of itself be published in its stead nor takes its place in the order.
+
+// Helpers of tests: a panic is the report.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::world::{World, still};
+use fsys_mount::config::policy::{Durability, WriteMode};
+
+const LEVELS: [Durability; 2] = [Durability::Fsync, Durability::Relaxed];
+
+fn world(level: Durability, mode: WriteMode) -> (tempfile::TempDir, World) {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let world = World::open(dir.path(), still(level, mode));
+    (dir, world)
+}
+
+#[test]
+fn a_debt_never_publishes_half_of_the_next_save() {
+    for level in LEVELS {
+        for flags in [libc::O_TRUNC, 0] {
+            let (_dir, w) = world(level, WriteMode::Replace);
+            w.save("x", b"the first version").unwrap();
+            let fd = w.open_with("x", libc::O_RDWR | flags).unwrap();
+            w.write_all(fd, 0, b"half of").unwrap();
+            // Whatever pays debts: the ticker, a sync of the directory, a rename of something else.
+            w.fsync_dir().unwrap();
+            assert_eq!(w.on_disk("x").unwrap(), b"the first version", "{level:?} {flags:o}");
+            w.write_all(fd, 7, b" a longer version").unwrap();
+            w.close(fd).unwrap();
+            w.fsync_dir().unwrap();
+            assert_eq!(w.on_disk("x").unwrap(), b"half of a longer version", "{level:?} {flags:o}");
+            w.shutdown().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_debt_after_an_fsync_that_does_not_wait_is_one_too() {
+    let (_dir, w) = world(Durability::Relaxed, WriteMode::Auto);
+    let fd = w.create("x").unwrap();
+    w.write_all(fd, 0, b"one").unwrap();
+    w.fsync(fd).unwrap();
+    w.write_all(fd, 3, b", two").unwrap();
+    w.fsync_dir().unwrap();
+    assert_eq!(w.on_disk("x").unwrap(), b"one");
+    w.close(fd).unwrap();
+    w.fsync_dir().unwrap();
+    assert_eq!(w.on_disk("x").unwrap(), b"one, two");
+    w.shutdown().unwrap();
+}
+
+/// `save x; save y; save x`: never the second x without y, never y without the first x.
+#[test]
+fn saves_of_a_directory_keep_their_order_when_one_is_saved_again() {
+    for level in LEVELS {
+        let (_dir, w) = world(level, WriteMode::Auto);
+        w.save("x", b"1").unwrap();
+        w.save("y", b"1").unwrap();
+        let fd = w.open_with("x", libc::O_RDWR | libc::O_TRUNC).unwrap();
+        w.write_all(fd, 0, b"2").unwrap();
+        w.close(fd).unwrap();
+        assert_eq!(w.on_disk("x").unwrap(), b"1", "{level:?}: the first x is a commit of its own");
+        w.drain().unwrap();
+        assert_eq!((w.on_disk("x"), w.on_disk("y")), (Some(b"2".into()), Some(b"1".into())));
+        w.shutdown().unwrap();
+    }
+}
+
+/// A program in the middle of a save is not cut short by another that truncates the file.
+#[test]
+fn a_truncation_by_name_does_not_publish_what_another_program_writes() {
+    for size in [0, 2] {
+        let (_dir, w) = world(Durability::Close, WriteMode::Auto);
+        w.save("x", b"old").unwrap();
+        let fd = w.open_with("x", libc::O_RDWR | libc::O_TRUNC).unwrap();
+        w.write_all(fd, 0, b"half").unwrap();
+        w.truncate_name("x", size).unwrap();
+        w.fsync_dir().unwrap();
+        assert_eq!(w.on_disk("x").unwrap(), b"old");
+        w.close(fd).unwrap();
+        w.shutdown().unwrap();
+    }
+}
