@@ -8,12 +8,11 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command};
 
+use common::can_mount;
 use common::loopfs::{Kind, LoopFs};
 use common::mount::Mount;
-use common::{can_mount, env_number, full, say};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 fn errno<T>(r: std::io::Result<T>) -> Option<i32> {
@@ -98,86 +97,6 @@ impl Drop for Ended {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn python(dir: &Path, script: &str) -> Ended {
-    Ended(Command::new("python3").args(["-c", script]).current_dir(dir).stdin(Stdio::null()).spawn().unwrap())
-}
-
-/// The attack: one process swaps a directory with a symlink that leads out, another moves the directory around, both
-/// as fast as they can, while this one makes, rewrites, renames and removes files through that path. Counts the files
-/// that came to be or changed outside. The attackers work on the same tree at `by`: through the mount, or behind it.
-fn attack(tree: &Path, by: &Path, outside: &Path, limit: Duration) -> (u64, usize) {
-    fs::create_dir_all(tree.join("a/d")).unwrap();
-    fs::create_dir(tree.join("b")).unwrap();
-    symlink(outside, tree.join("a/evil")).unwrap();
-    let swap = "import ctypes\nc=ctypes.CDLL(None)\n\
-        while True: c.renameat2(-100,b'a/d',-100,b'a/evil',2)\n";
-    let shift = "import os\nwhile True:\n\x20for a,b in (('a/d','b/d'),('b/d','a/d')):\n\x20\x20try: os.rename(a,b)\n\x20\x20except OSError: pass\n";
-    let (_swapper, _mover) = (python(by, swap), python(by, shift));
-    let (end, mut rounds) = (Instant::now() + limit, 0);
-    while Instant::now() < end {
-        // The names as a careful program uses them: the directory by O_NOFOLLOW, what is in it by its descriptor.
-        // Whoever follows a symlink on the way is led out by their own kernel, and by no fault of the mount.
-        let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
-        let Ok(dir) = rustix::fs::open(tree.join("a/d"), flags, rustix::fs::Mode::empty()) else { continue };
-        let name = format!("f{}", rounds % 7);
-        let new = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::TRUNC;
-        if let Ok(fd) = rustix::fs::openat(&dir, &name, new, 0o644.into()) {
-            let _ = rustix::io::write(&fd, b"content");
-        }
-        let _ = rustix::fs::renameat(&dir, &name, &dir, "moved");
-        let _ = rustix::fs::linkat(&dir, "moved", &dir, "linked", rustix::fs::AtFlags::empty());
-        let _ = rustix::fs::unlinkat(&dir, "linked", rustix::fs::AtFlags::empty());
-        let _ = rustix::fs::mkdirat(&dir, "k", 0o755.into());
-        let _ = rustix::fs::unlinkat(&dir, "k", rustix::fs::AtFlags::REMOVEDIR);
-        let _ = rustix::fs::unlinkat(&dir, "canary", rustix::fs::AtFlags::empty());
-        rounds += 1;
-    }
-    let left = fs::read_dir(outside).unwrap().count();
-    let whole = fs::read_to_string(outside.join("canary")).is_ok_and(|t| t == "alive");
-    (rounds, left + usize::from(!whole) - 1)
-}
-
-#[test]
-fn a_race_of_symlinks_leads_nowhere() {
-    let Some((disk, mut mount)) = set_up("a_race_of_symlinks_leads_nowhere") else { return };
-    let limit = Duration::from_secs(env_number("FSYS_TEST_ATTACK_SECS", if full() { 600 } else { 5 }));
-    let outside = disk.subdir("outside");
-    fs::write(outside.join("canary"), "alive").unwrap();
-    for (what, from) in [("through the mount", mount.path()), ("behind it", mount.backing())] {
-        let tree = mount.path().join(what);
-        fs::create_dir(&tree).unwrap();
-        let (rounds, escapes) = attack(&tree, &from.join(what), &outside, limit / 2);
-        say(&format!("{rounds} rounds under attack {what}, {escapes} escapes"));
-        assert!(rounds > 10, "the attack did not run");
-        assert_eq!(escapes, 0, "{what}");
-    }
-    mount.stop();
-}
-
-/// Control: a program that checks a path and then follows it is led out by the same attack.
-#[test]
-fn the_attack_catches_a_careless_program() {
-    if !can_mount("the_attack_catches_a_careless_program") {
-        return;
-    }
-    let disk = LoopFs::new(Kind::Ext4, 300);
-    let (tree, outside) = (disk.subdir("tree"), disk.subdir("outside"));
-    fs::write(outside.join("canary"), "alive").unwrap();
-    fs::create_dir_all(tree.join("a/d")).unwrap();
-    symlink(&outside, tree.join("a/evil")).unwrap();
-    let swap = "import ctypes\nc=ctypes.CDLL(None)\nwhile True: c.renameat2(-100,b'a/d',-100,b'a/evil',2)\n";
-    let _swapper = python(&tree, swap);
-    let caught = common::wait_until(Duration::from_secs(60), || {
-        for i in 0..100 {
-            if fs::symlink_metadata(tree.join("a/d")).is_ok_and(|m| m.is_dir()) {
-                let _ = fs::write(tree.join(format!("a/d/f{i}")), "out");
-            }
-        }
-        fs::read_dir(&outside).unwrap().count() > 1
-    });
-    assert!(caught, "nobody was led out: the attack is none");
 }
 
 /// A file that appears behind the mount just when somebody creates that name is opened only by those who may.

@@ -96,13 +96,32 @@ pub struct Rule {
     matcher: GlobMatcher,
 }
 
+/// Longest glob, in bytes: as long as a path can be (`PATH_MAX`).
+const GLOB_MAX: usize = 4096;
+/// Most opening braces: they nest, and the library follows them with its stack.
+const BRACES_MAX: usize = 100;
+
+/// Why a glob was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum BadGlob {
+    /// More than anybody writes.
+    #[error("the glob is longer than {GLOB_MAX} bytes or has more than {BRACES_MAX} braces")]
+    Large,
+    /// It is not written as one.
+    #[error(transparent)]
+    Syntax(#[from] globset::Error),
+}
+
 impl Rule {
     /// A rule that sets nothing yet. `*` does not cross `/`, `**` does; a glob without `/` matches the
     /// file name in any directory.
     ///
     /// # Errors
     /// The glob does not parse.
-    pub fn new(glob: &str, source: &str) -> Result<Self, globset::Error> {
+    pub fn new(glob: &str, source: &str) -> Result<Self, BadGlob> {
+        if glob.len() > GLOB_MAX || glob.matches('{').count() > BRACES_MAX {
+            return Err(BadGlob::Large);
+        }
         let pattern = if glob.contains('/') { glob.trim_start_matches('/').to_owned() } else { format!("**/{glob}") };
         let matcher = GlobBuilder::new(&pattern).literal_separator(true).build()?.compile_matcher();
         Ok(Self {

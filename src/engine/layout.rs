@@ -51,6 +51,50 @@ pub struct Holder {
     pub mountpoint: PathBuf,
 }
 
+impl Holder {
+    /// Reads what [`LockNote::write`] wrote; what is no note says nothing.
+    pub fn parse(text: &[u8]) -> Self {
+        let mut words = text.strip_suffix(b"\n").unwrap_or(text).splitn(3, |b| *b == b' ');
+        let mut word = || words.next().unwrap_or_default();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (pid, device) = (text(word()).parse().unwrap_or(0), text(word()));
+        Self { pid, device, mountpoint: PathBuf::from(OsStr::from_bytes(word())) }
+    }
+
+    /// The note as it is written.
+    pub fn to_line(&self) -> Vec<u8> {
+        let mut line = self.pid.to_string().into_bytes();
+        if !self.device.is_empty() {
+            line.extend_from_slice(format!(" {} ", self.device).as_bytes());
+            line.extend_from_slice(self.mountpoint.as_os_str().as_bytes());
+        }
+        line.push(b'\n');
+        line
+    }
+}
+
+/// What the file `format` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// This version knows it.
+    Known,
+    /// Nothing yet, or a part: its creation was cut short.
+    Begun,
+    /// Another version's, or no format at all.
+    Foreign,
+}
+
+impl Format {
+    /// Reads the content of the file.
+    pub fn parse(text: &[u8]) -> Self {
+        match text {
+            _ if text == FORMAT.as_bytes() => Self::Known,
+            _ if FORMAT.as_bytes().starts_with(text) => Self::Begun,
+            _ => Self::Foreign,
+        }
+    }
+}
+
 /// The lock file, to note in it which mount belongs to the lock. Holds the lock, too.
 #[derive(Debug)]
 pub struct LockNote(File);
@@ -61,16 +105,12 @@ impl LockNote {
     /// # Errors
     /// The file cannot be written; the lock stands all the same.
     pub fn write(&self, mount: Option<(&str, &Path)>) -> std::io::Result<()> {
-        let mut line = std::process::id().to_string().into_bytes();
-        if let Some((device, mountpoint)) = mount {
-            line.extend_from_slice(format!(" {device} ").as_bytes());
-            line.extend_from_slice(mountpoint.as_os_str().as_bytes());
-        }
-        line.push(b'\n');
+        let (device, mountpoint) = mount.unwrap_or(("", Path::new("")));
+        let holder = Holder { pid: std::process::id(), device: device.into(), mountpoint: mountpoint.into() };
         let mut file = &self.0;
         file.set_len(0)?;
         file.rewind()?;
-        file.write_all(&line)
+        file.write_all(&holder.to_line())
     }
 }
 
@@ -235,18 +275,10 @@ fn check_ours(root: &Path, root_fd: &OwnedFd, dir: &OwnedFd) -> Result<()> {
 /// ended, which is ours only when nothing foreign lies beside it.
 fn check_format(root: &Path, dir: &OwnedFd) -> Result<()> {
     let found = read_format(dir).map_err(|e| system(root, "format", e))?;
-    if found == FORMAT {
-        return Ok(());
-    }
-    if !FORMAT.starts_with(&found) {
-        let first = found.lines().next().unwrap_or_default();
-        return Err(Error::new(
-            Exit::System,
-            format!("cannot use {}", root.join(NAME).display()),
-            format!("its format is `{}`, this version knows `{}`", first.escape_default(), FORMAT.trim_end()),
-            "nothing was mounted, nothing was changed",
-            "use the version of fsys-mount that made it, or a newer one",
-        ));
+    match Format::parse(&found) {
+        Format::Known => return Ok(()),
+        Format::Begun => {}
+        Format::Foreign => return Err(foreign_format(root, &found)),
     }
     let names = names(dir).map_err(|e| system(root, "", e))?;
     match names.iter().find(|n| !ENTRIES.contains(&n.as_str())) {
@@ -255,22 +287,34 @@ fn check_format(root: &Path, dir: &OwnedFd) -> Result<()> {
     }
 }
 
+fn foreign_format(root: &Path, found: &[u8]) -> Error {
+    let found = String::from_utf8_lossy(found);
+    let first = found.lines().next().unwrap_or_default();
+    Error::new(
+        Exit::System,
+        format!("cannot use {}", root.join(NAME).display()),
+        format!("its format is `{}`, this version knows `{}`", first.escape_default(), FORMAT.trim_end()),
+        "nothing was mounted, nothing was changed",
+        "use the version of fsys-mount that made it, or a newer one",
+    )
+}
+
 /// The content, at most 64 bytes of it; empty when there is no such file.
-fn read_format(dir: &OwnedFd) -> Result<String, Errno> {
+fn read_format(dir: &OwnedFd) -> Result<Vec<u8>, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = match openat(dir, "format", flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
-        Err(Errno::NOENT) => return Ok(String::new()),
+        Err(Errno::NOENT) => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
     let mut bytes = Vec::new();
     file.take(64).read_to_end(&mut bytes).map_err(|e| errno(&e))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(bytes)
 }
 
 fn write_format(root: &Path, dir: &OwnedFd) -> Result<()> {
     let write = || -> Result<(), Errno> {
-        if read_format(dir)? == FORMAT {
+        if Format::parse(&read_format(dir)?) == Format::Known {
             return Ok(());
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -313,11 +357,7 @@ fn holder_in(mut file: &File) -> Holder {
     let mut line = Vec::new();
     // What cannot be read is not known; the lock itself says that someone is there.
     file.rewind().and_then(|()| file.take(8192).read_to_end(&mut line)).unwrap_or_default();
-    let mut words = line.strip_suffix(b"\n").unwrap_or(&line).splitn(3, |b| *b == b' ');
-    let mut word = || words.next().unwrap_or_default();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (pid, device) = (text(word()).parse().unwrap_or(0), text(word()));
-    Holder { pid, device, mountpoint: PathBuf::from(OsStr::from_bytes(word())) }
+    Holder::parse(&line)
 }
 
 fn errno(e: &std::io::Error) -> Errno {

@@ -104,10 +104,15 @@ fn scan(layout: &Layout, report: &mut Report) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Whether a name under `.fsys/staging/` is that of a staged version.
+pub fn is_stage_name(name: &str) -> bool {
+    let hex = |s: &str| s.len() == 16 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    name.strip_suffix(".stage").is_some_and(hex)
+}
+
 /// `None` for what is not exactly a staged version.
 fn leftover(layout: &Layout, name: &str) -> Result<Option<Leftover>, Errno> {
-    let hex = |s: &str| s.len() == 16 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if !name.strip_suffix(".stage").is_some_and(hex) {
+    if !is_stage_name(name) {
         return Ok(None);
     }
     let stat = statat(layout.staging(), name, AtFlags::SYMLINK_NOFOLLOW)?;

@@ -57,6 +57,16 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Reads one line.
+    ///
+    /// # Errors
+    /// It is no request that this version knows.
+    pub fn parse(line: &[u8]) -> Result<Self> {
+        serde_json::from_slice(line).map_err(|e| refused(e, "use the `fsys` of the same version as the daemon"))
+    }
+}
+
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -241,7 +251,7 @@ fn request(stream: &UnixStream) -> Result<Request> {
         return Err(refused(format!("user {uid} may not control this mount"), "ask the user who mounted it, or root"));
     }
     let line = read_line(stream).map_err(|e| refused(e, "send one JSON line"))?;
-    serde_json::from_slice(&line).map_err(|e| refused(e, "use the `fsys` of the same version as the daemon"))
+    Request::parse(&line)
 }
 
 fn read_line(mut stream: &UnixStream) -> io::Result<Vec<u8>> {

@@ -47,7 +47,8 @@ pub fn holding<'a>(mounts: &'a [Mounted], path: &Path) -> Option<&'a Mounted> {
     path.ancestors().find_map(|above| at(mounts, above))
 }
 
-fn parse(text: &[u8]) -> Vec<Mounted> {
+/// Reads the text of the table; lines that are none are left out.
+pub fn parse(text: &[u8]) -> Vec<Mounted> {
     text.split(|b| *b == b'\n').filter_map(parse_line).collect()
 }
 
