@@ -3,6 +3,7 @@
 //! A verb returns its `Output`; printing and exit codes are in one place, here.
 
 mod client;
+mod doctor;
 mod drain;
 mod get;
 pub mod mount;
@@ -41,6 +42,7 @@ enum Verb {
     Status(status::Args),
     Get(get::Args),
     Drain(drain::Args),
+    Doctor(doctor::Args),
     Umount(umount::Args),
     Recover(recover::Args),
 }
@@ -74,6 +76,7 @@ pub fn tool() -> ExitCode {
         Verb::Status(args) => status::run(args),
         Verb::Get(args) => get::run(args),
         Verb::Drain(args) => drain::run(args),
+        Verb::Doctor(args) => doctor::run(args),
         Verb::Umount(args) => umount::run(args),
         Verb::Recover(args) => recover::run(args),
     };
