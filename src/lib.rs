@@ -11,6 +11,7 @@
 //! | [`fs`] | the operation core: nodes, names, descriptors, attributes | `engine`, `backend` |
 //! | [`engine`] | the product: versions, dispatcher, replace pipeline, recovery | `backend` |
 //! | [`backend`] | the backing file system as typed calls, behind the seam for tests | `sys` |
+//! | [`tuning`] | measures a directory and predicts what a mount of it gives | `engine`, `backend` |
 //! | `sys` | system calls that libraries lack; `unsafe` lives here and in `backend::uring` | |
 //! | [`config`] | policies by path, bounds; plain data, handed down | |
 //! | [`error`], [`telemetry`] | leaves | |
@@ -25,3 +26,4 @@ pub mod mount;
 mod sys;
 pub mod telemetry;
 pub mod transport;
+pub mod tuning;

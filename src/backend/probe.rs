@@ -32,6 +32,21 @@ pub struct Probe {
     pub reflink: bool,
     /// POSIX ACLs are stored.
     pub acl: bool,
+    /// Options in force, separated by commas: those of mountinfo and, on ext4, those of `/proc/fs/ext4`.
+    pub options: String,
+    /// Name of the block device under `/sys/class/block`; `None` when there is none, or several.
+    pub device: Option<String>,
+}
+
+impl Probe {
+    /// Whether the file system has an option, alone or with a value.
+    pub fn has(&self, option: &str) -> bool {
+        has(&self.options, option)
+    }
+}
+
+fn has(options: &str, option: &str) -> bool {
+    options.split(',').any(|x| x == option || x.strip_prefix(option).is_some_and(|rest| rest.starts_with('=')))
 }
 
 impl fmt::Display for Probe {
@@ -45,9 +60,10 @@ impl fmt::Display for Probe {
     }
 }
 
-/// The line of /proc/self/mountinfo for a device: type and super options.
+/// The line of /proc/self/mountinfo for a device: type, source and super options.
 struct MountLine {
     fs: String,
+    source: String,
     options: String,
 }
 
@@ -58,11 +74,16 @@ impl Probe {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let line = find_mount(&table, rfs::major(dev), rfs::minor(dev)).unwrap_or(MountLine {
             fs: magic_name(rfs::fstatfs(root)?.f_type as u64).to_owned(),
+            source: String::new(),
             options: String::new(),
         });
         let (strategy, reason) = strategy(&line, dev);
-        let acl = !line.options.split(',').any(|o| o == "noacl");
-        Ok(Self { strategy, reason, acl, reflink: can_clone(staging), fs: line.fs })
+        let acl = !has(&line.options, "noacl");
+        // The device number of btrfs is no device's.
+        let device = device_name(dev).or_else(|| device_name(rfs::stat(&line.source).ok()?.st_rdev));
+        let more = device.as_deref().filter(|_| line.fs == "ext4").and_then(ext4_options);
+        let options = more.map_or(line.options.clone(), |m| format!("{},{}", line.options, m.replace('\n', ",")));
+        Ok(Self { strategy, reason, acl, reflink: can_clone(staging), fs: line.fs, options, device })
     }
 }
 
@@ -72,7 +93,8 @@ fn find_mount(table: &str, major: u32, minor: u32) -> Option<MountLine> {
         let (left, right) = l.split_once(" - ")?;
         let mut right = right.split(' ');
         (left.split(' ').nth(2)? == want).then_some(())?;
-        Some(MountLine { fs: right.next()?.to_owned(), options: right.nth(1)?.to_owned() })
+        let mut word = || right.next().map(str::to_owned);
+        Some(MountLine { fs: word()?, source: word()?, options: word()? })
     })
 }
 
@@ -89,13 +111,12 @@ fn magic_name(magic: u64) -> &'static str {
 /// The shortcut is taken only where its preconditions are seen to hold (explored on the block level: ext4
 /// data=ordered and XFS sound; ext4 data=writeback and btrfs not).
 fn strategy(m: &MountLine, dev: u64) -> (Strategy, String) {
-    let has = |o: &str| m.options.split(',').any(|x| x == o || x.starts_with(&format!("{o}=")));
     match m.fs.as_str() {
         "ext4" => match ext4_obstacle(dev) {
             None => (Strategy::OneBarrier, "ext4, data=ordered, barriers on, internal journal".into()),
             Some(why) => (Strategy::EachFile, format!("ext4, {why}")),
         },
-        "xfs" if ["logdev", "rtdev", "nobarrier"].iter().any(|o| has(o)) => {
+        "xfs" if ["logdev", "rtdev", "nobarrier"].iter().any(|o| has(&m.options, o)) => {
             (Strategy::EachFile, "xfs with an external log, a realtime device or without barriers".into())
         }
         "xfs" => (Strategy::OneBarrier, "xfs, internal log".into()),
@@ -107,10 +128,8 @@ fn strategy(m: &MountLine, dev: u64) -> (Strategy, String) {
 /// What forbids the one-barrier commit on this ext4, if anything. The options that hold are in
 /// /proc/fs/ext4/DEV/options; an internal journal has an entry /proc/fs/jbd2/DEV-8 (8 is its inode).
 fn ext4_obstacle(dev: u64) -> Option<&'static str> {
-    let link = fs::read_link(format!("/sys/dev/block/{}:{}", rfs::major(dev), rfs::minor(dev))).ok();
-    let name = link.as_deref().and_then(|l| l.file_name()).map(|n| n.to_string_lossy().replace('/', "!"));
-    let Some(name) = name else { return Some("its device is not known") };
-    let Ok(options) = fs::read_to_string(format!("/proc/fs/ext4/{name}/options")) else {
+    let Some(name) = device_name(dev) else { return Some("its device is not known") };
+    let Some(options) = ext4_options(&name) else {
         return Some("its options cannot be read");
     };
     let has = |o: &str| options.lines().any(|l| l == o);
@@ -127,6 +146,16 @@ fn ext4_obstacle(dev: u64) -> Option<&'static str> {
         return Some("asynchronous journal commits");
     }
     None
+}
+
+/// The name of a block device in sysfs and procfs (`cciss!c0d0` for a name with a slash).
+fn device_name(dev: u64) -> Option<String> {
+    let link = fs::read_link(format!("/sys/dev/block/{}:{}", rfs::major(dev), rfs::minor(dev))).ok()?;
+    Some(link.file_name()?.to_string_lossy().into_owned())
+}
+
+fn ext4_options(device: &str) -> Option<String> {
+    fs::read_to_string(format!("/proc/fs/ext4/{device}/options")).ok()
 }
 
 fn can_clone(dir: &OwnedFd) -> bool {
@@ -148,13 +177,14 @@ mod tests {
                  31 29 7:3 / /mnt/x rw - xfs /dev/loop3 rw,logdev=/dev/sdb,noquota\n";
         let m = find_mount(t, 7, 3).unwrap();
         assert_eq!((m.fs.as_str(), m.options.as_str()), ("xfs", "rw,logdev=/dev/sdb,noquota"));
+        assert_eq!(m.source, "/dev/loop3");
         assert_eq!(strategy(&m, 0).0, Strategy::EachFile);
         assert!(find_mount(t, 7, 4).is_none());
     }
 
     #[test]
     fn unknown_means_the_careful_way() {
-        let m = MountLine { fs: "foofs".into(), options: String::new() };
+        let m = MountLine { fs: "foofs".into(), source: String::new(), options: String::new() };
         assert_eq!(strategy(&m, 0).0, Strategy::EachFile);
         let ext4 = MountLine { fs: "ext4".into(), ..m };
         assert_eq!(strategy(&ext4, 0).0, Strategy::EachFile, "no such device: nothing is known");

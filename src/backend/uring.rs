@@ -43,6 +43,11 @@ impl Flusher {
         Self { ring: Mutex::new(ring) }
     }
 
+    /// Without a ring, whatever the kernel offers.
+    pub fn threads_only() -> Self {
+        Self { ring: Mutex::new(None) }
+    }
+
     /// Whether a ring is in use.
     pub fn has_ring(&self) -> bool {
         self.ring.lock().is_some()

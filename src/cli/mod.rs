@@ -2,12 +2,17 @@
 //!
 //! A verb returns its `Output`; printing and exit codes are in one place, here.
 
+mod bench;
+mod chart;
 mod client;
+mod doctor;
 mod drain;
 mod get;
 pub mod mount;
+mod progress;
 mod recover;
 mod status;
+mod tune;
 mod umount;
 
 use std::io::{ErrorKind, Write};
@@ -41,6 +46,9 @@ enum Verb {
     Status(status::Args),
     Get(get::Args),
     Drain(drain::Args),
+    Doctor(doctor::Args),
+    Tune(tune::Args),
+    Bench(bench::Args),
     Umount(umount::Args),
     Recover(recover::Args),
 }
@@ -74,6 +82,9 @@ pub fn tool() -> ExitCode {
         Verb::Status(args) => status::run(args),
         Verb::Get(args) => get::run(args),
         Verb::Drain(args) => drain::run(args),
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Tune(args) => tune::run(args),
+        Verb::Bench(args) => bench::run(args),
         Verb::Umount(args) => umount::run(args),
         Verb::Recover(args) => recover::run(args),
     };

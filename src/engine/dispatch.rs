@@ -241,7 +241,7 @@ pub fn run(
 
 /// How many to wait for after a batch of `shared`. All of a few: each that is missed costs a barrier of its own. Half
 /// of many: the flushes are well shared by then, and the other half works while this one is committed.
-fn worth_waiting_for(shared: usize) -> usize {
+pub fn worth_waiting_for(shared: usize) -> usize {
     shared.min(16.max(shared / 2))
 }
 

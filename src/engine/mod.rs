@@ -47,7 +47,12 @@ use file::File;
 /// Directory descriptors kept open.
 const DIR_FDS: usize = 512;
 /// What eight programs need to come back on two cores, measured; a shorter window splits their batches.
-const WINDOW_MIN: Duration = Duration::from_millis(2);
+const WINDOW_MIN_US: u64 = 2000;
+
+/// How long a batch waits for others after barriers of `recent_us`, both in microseconds; `max_us` is the bound.
+pub fn window_us(recent_us: u64, max_us: u64) -> u64 {
+    recent_us.max(WINDOW_MIN_US).min(max_us)
+}
 /// Failed versions that status remembers.
 const FAILED_KEPT: usize = 100;
 
@@ -169,8 +174,8 @@ impl Engine {
     /// How long a batch may wait for others at the moment: as long as a barrier took of late, but long enough for a
     /// few programs to be scheduled, and at most `window_us`.
     fn window(&self) -> Duration {
-        let recent = Duration::from_micros(self.recent_flush_us.load(Ordering::Relaxed));
-        recent.max(WINDOW_MIN).min(Duration::from_micros(self.config().limits.window_us))
+        let recent = self.recent_flush_us.load(Ordering::Relaxed);
+        Duration::from_micros(window_us(recent, self.config().limits.window_us))
     }
 
     /// Records one barrier.

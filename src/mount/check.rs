@@ -38,11 +38,14 @@ pub fn place(backing: &Path, mountpoint: &Path) -> Result<Place> {
         }
     }
     apart(&backing, &mountpoint)?;
-    notes.extend(doubtful_filesystem(&backing));
     Ok(Place { backing, mountpoint, notes })
 }
 
-fn device() -> Result<()> {
+/// Whether this process may use FUSE at all.
+///
+/// # Errors
+/// `/dev/fuse` cannot be opened.
+pub fn device() -> Result<()> {
     let open = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
     open.map(|_| ()).map_err(|e| {
         Error::new(
@@ -55,7 +58,11 @@ fn device() -> Result<()> {
     })
 }
 
-fn canonical(what: &str, path: &Path) -> Result<PathBuf> {
+/// The canonical path of a directory that is to be used.
+///
+/// # Errors
+/// As realpath(3), with what to do.
+pub fn canonical(what: &str, path: &Path) -> Result<PathBuf> {
     std::fs::canonicalize(path).map_err(|e| system(what, path, &e))
 }
 
@@ -117,7 +124,7 @@ pub fn detach(mountpoint: &Path, dead: Option<&Mounted>) -> io::Result<()> {
 /// Neither directory may hold the other: inside the backing directory the daemon would meet its own mount and
 /// wait for itself; around it, the mount would hide the backing directory. Compared by inode, so that bind
 /// mounts do not deceive.
-fn apart(backing: &Path, mountpoint: &Path) -> Result<()> {
+pub fn apart(backing: &Path, mountpoint: &Path) -> Result<()> {
     let id = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
     let within = |inner: &Path, outer: &Path| {
         let outer = id(outer);
@@ -138,22 +145,8 @@ fn apart(backing: &Path, mountpoint: &Path) -> Result<()> {
     ))
 }
 
-/// The promises were proven on these; on others they rest on what that file system promises (statfs(2)).
-fn doubtful_filesystem(backing: &Path) -> Option<String> {
-    const PROVEN: [(i64, &str); 4] =
-        [(0xef53, "ext4"), (0x5846_5342, "XFS"), (0x9123_683e, "btrfs"), (0x0102_1994, "tmpfs")];
-    let magic = rustix::fs::statfs(backing).ok()?.f_type as i64;
-    if PROVEN.iter().any(|(known, _)| *known == magic) {
-        return None;
-    }
-    Some(format!(
-        "{} is on a file system of type {magic:#x}; proven are ext4, XFS, btrfs and tmpfs, elsewhere a save is as \
-         durable as fsync(2) and rename(2) are there",
-        backing.display()
-    ))
-}
-
-fn system(what: &str, path: &Path, e: &io::Error) -> Error {
+/// A directory that cannot be used.
+pub fn system(what: &str, path: &Path, e: &io::Error) -> Error {
     let action = match Errno::from_io_error(e) {
         Some(Errno::NOENT) => "create it (`mkdir -p`), or correct the path",
         Some(Errno::NOTDIR) => "name a directory",

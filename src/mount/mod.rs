@@ -7,6 +7,7 @@
 pub mod check;
 pub mod control;
 pub mod daemon;
+pub mod doctor;
 pub mod launch;
 pub mod process;
 pub mod table;
@@ -111,6 +112,7 @@ pub fn run(mut request: Request, launcher: Launcher) -> Result<Exit> {
 fn serve(request: &Request, config: Config, launcher: Launcher, starter: &mut Starter) -> Result<Exit> {
     let place = check::place(&request.backing, &request.mountpoint)?;
     place.notes.iter().for_each(|n| starter.note(n));
+    doctor::concerns(&place.backing).iter().for_each(|f| starter.note(&f.note()));
     let layout = lock(&place.backing)?;
     let note = layout.note().map_err(|e| system("cannot keep the lock", e))?;
     let report = recover(&layout, false)?;

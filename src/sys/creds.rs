@@ -139,20 +139,32 @@ fn own_umask(mask: u32) {
 
 /// The capabilities that the daemon of a mount keeps, with what for. `CAP_SYS_RESOURCE`, for one, is not among them: with
 /// it, no quota would hold for anybody.
-const NEEDED: [u32; 12] = [
-    0,  // CAP_CHOWN: a new version gets the owner of the old one
-    1,  // CAP_DAC_OVERRIDE: the kernel has checked the caller's permissions
-    2,  // CAP_DAC_READ_SEARCH: files by handle, not by path
-    3,  // CAP_FOWNER: modes and times of others' files
-    4,  // CAP_FSETID: a chmod may leave set-group-ID where it is
-    6,  // CAP_SETGID: creating as the caller
-    7,  // CAP_SETUID: the same
-    9,  // CAP_LINUX_IMMUTABLE: chattr +i and +a
-    21, // CAP_SYS_ADMIN: mount, unmount, `trusted.` and `security.` attributes
-    27, // CAP_MKNOD: device nodes
-    31, // CAP_SETFCAP: file capabilities
-    33, // CAP_MAC_ADMIN: security labels
+const NEEDED: [(u32, &str); 12] = [
+    (0, "CAP_CHOWN"),           // a new version gets the owner of the old one
+    (1, "CAP_DAC_OVERRIDE"),    // the kernel has checked the caller's permissions
+    (2, "CAP_DAC_READ_SEARCH"), // files by handle, not by path
+    (3, "CAP_FOWNER"),          // modes and times of others' files
+    (4, "CAP_FSETID"),          // a chmod may leave set-group-ID where it is
+    (6, "CAP_SETGID"),          // creating as the caller
+    (7, "CAP_SETUID"),          // the same
+    (9, "CAP_LINUX_IMMUTABLE"), // chattr +i and +a
+    (21, "CAP_SYS_ADMIN"),      // mount, unmount, `trusted.` and `security.` attributes
+    (27, "CAP_MKNOD"),          // device nodes
+    (31, "CAP_SETFCAP"),        // file capabilities
+    (33, "CAP_MAC_ADMIN"),      // security labels
 ];
+
+/// Which of the capabilities that a mount by root needs this thread does not have.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn missing_capabilities() -> std::io::Result<Vec<&'static str>> {
+    let status = std::fs::read_to_string("/proc/thread-self/status")?;
+    let set =
+        status.lines().find_map(|l| l.strip_prefix("CapEff:")).and_then(|h| u64::from_str_radix(h.trim(), 16).ok());
+    let set = set.ok_or_else(|| std::io::Error::other("no line CapEff in /proc/thread-self/status"))?;
+    Ok(NEEDED.iter().filter(|(cap, _)| set & (1 << cap) == 0).map(|(_, name)| *name).collect())
+}
 
 /// Gives up all capabilities but those that are needed, for this thread and those that it starts, for good.
 ///
@@ -161,7 +173,7 @@ const NEEDED: [u32; 12] = [
 pub fn keep_needed_capabilities() -> Result<(), Errno> {
     let mut head = CapHeader { version: CAP_V3, pid: 0 };
     let mut data = [CapData::default(); 2];
-    let keep = NEEDED.iter().fold([0_u32; 2], |mut k, cap| {
+    let keep = NEEDED.iter().fold([0_u32; 2], |mut k, (cap, _)| {
         k[(cap / 32) as usize] |= 1 << (cap % 32);
         k
     });

@@ -36,6 +36,12 @@ pub fn syncfs(fd: impl AsFd) -> Result<(), Errno> {
     check(unsafe { libc::syncfs(fd.as_fd().as_raw_fd()) })
 }
 
+/// close(2) with its error, which a drop hides.
+pub fn close(fd: std::os::fd::OwnedFd) -> Result<(), Errno> {
+    // SAFETY: the descriptor is owned and given up here.
+    check(unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(fd)) })
+}
+
 /// Closes every descriptor from `first` on. For the start of a process, while it has opened nothing itself.
 pub fn close_from(first: u32) -> Result<(), Errno> {
     // SAFETY: plain integers; descriptors that an object of this process owned would be closed under it, and there

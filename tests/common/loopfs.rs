@@ -106,15 +106,20 @@ impl LoopFs {
 
     /// The same on a device whose flushes take `flush_us` microseconds.
     pub fn slow(kind: Kind, size_mb: u64, flush_us: u64) -> LoopFs {
-        Self::make(kind, size_mb, &[], Some(flush_us))
+        Self::make(kind, size_mb, &[], &[], Some(flush_us))
     }
 
     /// The same with mount options.
     pub fn with_options(kind: Kind, size_mb: u64, options: &[&str]) -> LoopFs {
-        Self::make(kind, size_mb, options, None)
+        Self::make(kind, size_mb, &[], options, None)
     }
 
-    fn make(kind: Kind, size_mb: u64, options: &[&str], flush_us: Option<u64>) -> LoopFs {
+    /// The same with arguments for mkfs and mount options.
+    pub fn with_mkfs(kind: Kind, size_mb: u64, mkfs: &[&str], options: &[&str]) -> LoopFs {
+        Self::make(kind, size_mb, mkfs, options, None)
+    }
+
+    fn make(kind: Kind, size_mb: u64, mkfs: &[&str], options: &[&str], flush_us: Option<u64>) -> LoopFs {
         let images = std::env::var_os("FSYS_TEST_IMAGES").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
         sweep(&images);
         let dir = fresh_dir(kind.name());
@@ -124,7 +129,7 @@ impl LoopFs {
         let mut fs = LoopFs { kind, image, dir, device: String::new(), slow: None };
         let file = File::create(&fs.image).expect("image");
         file.set_len(size_mb.max(300) << 20).expect("size of the image");
-        run(kind.mkfs().arg(&fs.image));
+        run(kind.mkfs().args(mkfs).arg(&fs.image));
         fs.slow = flush_us.map(|us| SlowDisk::start(&fs.image, us));
         let file = fs.slow.as_ref().map_or_else(|| fs.image.clone(), |s| s.dir.join("disk"));
         let mut list = vec!["loop"];

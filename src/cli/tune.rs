@@ -1,0 +1,304 @@
+//! `fsys tune`: what the device under a directory can do, what each level would give there, and a configuration.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Output;
+use super::chart::{Chart, figure};
+use super::client::Daemon;
+use super::progress::Progress;
+use crate::config::Limits;
+use crate::config::keys::name_of;
+use crate::config::policy::Method;
+use crate::error::{Error, Exit, Result};
+use crate::mount::table;
+use crate::tuning::load::{self, Sample, Shape, Style};
+use crate::tuning::measure::{BatchCost, Bed, SIZES, Timing};
+use crate::tuning::model::{self, Forecast, Front};
+use crate::tuning::scratch::Scratch;
+
+/// Files of the groups whose flushes are compared.
+const GROUP: usize = 16;
+/// Writers that keep the daemon busy.
+const MANY: usize = 8;
+/// Another method must be so much faster than `auto` to be recommended: it gives up what `auto` learns.
+const CLEARLY: f64 = 0.8;
+
+const EXAMPLE: &str = "Examples:
+  fsys tune /data
+  fsys tune --writers 1,16 --size 65536 --svg tune.svg --write /etc/fsys/data.toml /data
+
+Measures in a temporary directory in BACKING, which is removed at the end; takes about half a minute.
+Run it while the device is as busy as it usually is. `fsys bench` shows what a mount then gives.";
+
+/// Measure the device under a directory, predict what each level gives there, recommend a configuration
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub struct Args {
+    /// Numbers of programs that save at the same time
+    #[arg(long, value_delimiter = ',', default_value = "1,8,64", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    writers: Vec<u16>,
+    /// Bytes of a save
+    #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=67_108_864))]
+    size: u32,
+    /// Draw the forecast into this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Write the recommended configuration to this new file
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+    /// The backing directory
+    backing: PathBuf,
+}
+
+/// What was measured and what follows from it.
+#[derive(Debug, Serialize)]
+struct Report {
+    backing: PathBuf,
+    filesystem: String,
+    strategy: String,
+    size: usize,
+    flushes: Vec<Timing>,
+    /// Microseconds of a whole batch, by its size.
+    batch: BatchCost,
+    /// What a save costs without its flush; none when nothing can be mounted here.
+    front: Option<Front>,
+    /// Why not.
+    no_front: String,
+    rows: Vec<Row>,
+    recommended: Recommended,
+}
+
+/// One number of writers.
+#[derive(Debug, Serialize)]
+struct Row {
+    writers: usize,
+    /// The proper sequence on the bare directory, measured.
+    raw: Sample,
+    /// Saves that wait: levels `always` and `close`, and `fsync` for programs that call fsync.
+    waiting: Forecast,
+    /// Saves that do not: levels `fsync` and `relaxed`.
+    at_once: Option<Forecast>,
+}
+
+#[derive(Debug, Serialize)]
+struct Recommended {
+    method: String,
+    window_us: u64,
+    config: String,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<Output> {
+    let backing = crate::mount::check::canonical("backing directory", &args.backing)?;
+    if let Some(file) = args.write.as_ref().filter(|f| f.exists()) {
+        return Err(not_written(file, &"it exists"));
+    }
+    let report = measure(&backing, args)?;
+    let chart = chart(&report);
+    if let Some(file) = &args.svg {
+        std::fs::write(file, chart.svg()).map_err(|e| not_written(file, &e))?;
+    }
+    if let Some(file) = &args.write {
+        std::fs::write(file, &report.recommended.config).map_err(|e| not_written(file, &e))?;
+    }
+    Output::new(args.json, &report, || words(&report, &chart))
+}
+
+fn not_written(file: &Path, why: &dyn std::fmt::Display) -> Error {
+    let what = format!("cannot write {}", file.display());
+    Error::new(Exit::Usage, what, why, "no file was changed", "name a new file in a directory that you may write")
+}
+
+fn not_measured(dir: &Path, why: &dyn std::fmt::Display) -> Error {
+    Error::new(
+        Exit::System,
+        format!("cannot measure in {}", dir.display()),
+        why,
+        "no file of yours was touched",
+        "see that you may write there and that there is room; `fsys doctor` looks closer",
+    )
+}
+
+fn measure(backing: &Path, args: &Args) -> Result<Report> {
+    let failed = |e: std::io::Error| not_measured(backing, &e);
+    let methods = [Method::Sync, Method::Data, Method::Direct];
+    let mut progress = Progress::new(3 + methods.len() + args.writers.len());
+    let scratch = Scratch::new(backing, "fsys-tune").map_err(failed)?;
+    let made = |name: &str| -> Result<PathBuf> {
+        let dir = scratch.path().join(name);
+        std::fs::create_dir(&dir).map(|()| dir).map_err(failed)
+    };
+    let size = args.size as usize;
+    let bed = Bed::new(&made("bed")?, size).map_err(failed)?;
+
+    progress.step(&format!("ways to flush {GROUP} files"))?;
+    let flushes = bed.flushes(GROUP).map_err(failed)?;
+    progress.step("batches as a mount commits them")?;
+    let auto = bed.batches(Method::Auto, &SIZES).map_err(failed)?;
+    let mut best = (Method::Auto, auto.clone());
+    for method in methods {
+        progress.step(&format!("batches with method {}", name_of(&method)))?;
+        // Some file systems have no O_DIRECT, and then no method `direct`.
+        let Ok(cost) = bed.batches(method, &[1, 4, GROUP]) else { continue };
+        if [1, GROUP].iter().all(|n| cost.us(*n) < CLEARLY * best.1.us(*n)) {
+            best = (method, cost);
+        }
+    }
+    progress.step("a save through a mount, without its flush")?;
+    let (front, no_front) = match front(&made("data")?, &made("mnt")?, size) {
+        Ok(front) => (Some(front), String::new()),
+        Err(e) => (None, format!("{}: {}", e.what, e.why)),
+    };
+    let batch_max = Limits::default().batch_max;
+    let writers: Vec<usize> = args.writers.iter().map(|w| usize::from(*w)).collect();
+    let assumed = front.unwrap_or(Front { serial_us: 0.0, apart_us: 0.0 });
+    let window_us = model::good_window_us(assumed, &best.1, &writers, batch_max);
+    let raw = made("raw")?;
+    let mut rows = Vec::new();
+    for writers in writers {
+        progress.step(&format!("the proper sequence on the bare directory, {writers} writer(s)"))?;
+        let shape = Shape { writers, size, style: Style::Rename };
+        rows.push(Row {
+            writers,
+            raw: load::run(&raw, &shape, Duration::from_millis(1000)).map_err(failed)?,
+            waiting: model::waiting(assumed, &best.1, writers, window_us, batch_max),
+            at_once: front.map(|f| model::without_waiting(f, writers)),
+        });
+    }
+    drop(progress);
+    let config = config(backing, bed.probe().fs.as_str(), best.0, window_us, &rows);
+    Ok(Report {
+        backing: backing.into(),
+        filesystem: bed.probe().fs.clone(),
+        strategy: bed.probe().to_string(),
+        size,
+        flushes,
+        batch: best.1,
+        front,
+        no_front,
+        rows,
+        recommended: Recommended { method: name_of(&best.0), window_us, config },
+    })
+}
+
+/// What a save costs through a real mount, when nobody waits for a flush and nothing is committed meanwhile.
+fn front(data: &Path, mnt: &Path, size: usize) -> Result<Front> {
+    let program =
+        std::env::current_exe().ok().and_then(|me| Some(me.parent()?.join("fsys-mount"))).filter(|p| p.exists());
+    let log = data.with_extension("log");
+    let options = format!("durability=relaxed,commit_interval_ms=3600000,log_file={}", log.display());
+    let mut command = Command::new(program.unwrap_or_else(|| "fsys-mount".into()));
+    let output = command.args(["-o", &options]).args([data, mnt]).output().map_err(|e| not_measured(mnt, &e))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(not_measured(mnt, &text.lines().map(str::trim).collect::<Vec<_>>().join("; ")));
+    }
+    let unmount = || -> Result<()> {
+        let mounts = table::read().map_err(|e| not_measured(mnt, &e))?;
+        match table::at(&mounts, mnt) {
+            Some(mount) => Daemon::of(mount)?.stop(true, Duration::from_secs(90)),
+            None => Ok(()),
+        }
+    };
+    let rate = |writers, ms| {
+        let shape = Shape { writers, size, style: Style::Rewrite };
+        load::run(mnt, &shape, Duration::from_millis(ms)).map(|s| s.per_s).map_err(|e| not_measured(mnt, &e))
+    };
+    // The first makes the files and warms the code.
+    let rates = rate(MANY, 300).and_then(|_| Ok((rate(1, 1000)?, rate(MANY, 1000)?)));
+    unmount()?;
+    rates.map(|(one, many)| Front::from_rates(one, many))
+}
+
+fn config(backing: &Path, fs: &str, method: Method, window_us: u64, rows: &[Row]) -> String {
+    let list = |rate: &dyn Fn(&Row) -> Option<f64>| {
+        let words = rows.iter().filter_map(|r| Some(format!("{} writer(s) {}", r.writers, figure(rate(r)?))));
+        words.collect::<Vec<_>>().join(", ")
+    };
+    format!(
+        "# Recommended by `fsys tune` for {} ({fs}).\n\
+         # Saves per second, predicted: {}\n\
+         durability = \"close\"\n\
+         # At once, and durable within commit_interval_ms: {}\n\
+         # durability = \"fsync\"\n\
+         method = \"{}\"\n\n\
+         [limits]\n\
+         window_us = {window_us}\n",
+        backing.display(),
+        list(&|r| Some(r.waiting.per_s)),
+        list(&|r| r.at_once.map(|f| f.per_s)),
+        name_of(&method),
+    )
+}
+
+fn chart(report: &Report) -> Chart {
+    Chart {
+        title: format!("saves per second of {} bytes in {}, predicted", report.size, report.backing.display()),
+        series: ["always, close", "fsync, relaxed", "bare: rename"].map(str::to_owned).to_vec(),
+        rows: report
+            .rows
+            .iter()
+            .map(|r| {
+                let values = vec![Some(r.waiting.per_s), r.at_once.map(|f| f.per_s), Some(r.raw.per_s)];
+                (format!("{} writer(s)", r.writers), values.into_iter().map(|v| v.filter(|v| *v > 0.0)).collect())
+            })
+            .collect(),
+    }
+}
+
+fn words(r: &Report, chart: &Chart) -> String {
+    let mut text = format!("{}: {}, {}\n", r.backing.display(), r.filesystem, r.strategy);
+    let mut put = |line: String| writeln!(text, "{line}").unwrap_or_default();
+    let ms = |us: f64| format!("{:.3} ms", us / 1000.0);
+    put(format!("\nways to flush {GROUP} files of {} bytes{:>22}{:>15}", r.size, "mean", "slowest"));
+    for t in &r.flushes {
+        put(format!("  {:<45}{:>15}{:>15}", t.what, ms(t.us), ms(t.max_us)));
+    }
+    let batch: Vec<_> = r.batch.0.iter().map(|(n, us)| format!("{n}: {}", ms(*us))).collect();
+    put(format!("\na batch as a mount commits it, by its size\n  {}", batch.join(", ")));
+    match r.front {
+        Some(f) => put(format!(
+            "a save through a mount, without its flush\n  {} for a lone program, at most {} saves/s of many",
+            ms(f.serial_us + f.apart_us),
+            figure(1e6 / f.serial_us)
+        )),
+        None => {
+            put(format!("NOT measured: what a mount itself costs ({}); the forecast is an upper bound", r.no_front))
+        }
+    }
+    put(format!("\n{}\n", chart.text()));
+    put(format!("{:>8}{:>26}{:>26}{:>22}", "writers", "always, close", "fsync, relaxed", "bare: rename"));
+    for row in &r.rows {
+        let cell = |f: &Forecast| format!("{}/s, {}", figure(f.per_s), ms(f.latency_us));
+        let at_once = row.at_once.as_ref().map_or_else(|| "-".into(), cell);
+        let raw = format!("{}/s", figure(row.raw.per_s));
+        put(format!("{:>8}{:>26}{at_once:>26}{raw:>22}", row.writers, cell(&row.waiting)));
+    }
+    put(format!("\nrecommended:\n\n{}", r.recommended.config));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_recommended_configuration_is_valid() {
+        let forecast = Forecast { writers: 8, per_s: 1234.5, latency_us: 810.0, coalescing: 8.0 };
+        let raw = Sample { saves: 10, per_s: 100.0, p50_us: 1, p99_us: 2 };
+        let rows = [Row { writers: 8, raw, waiting: forecast, at_once: None }];
+        let text = config(Path::new("/data"), "ext4", Method::Data, 500, &rows);
+        let mut parsed = crate::config::Config::default();
+        crate::config::file::parse(&text, "recommended", &mut parsed).unwrap();
+        assert_eq!((parsed.limits.window_us, parsed.policies.base.method), (500, Method::Data));
+        assert!(text.contains("8 writer(s) 1,234"), "{text}");
+    }
+}
