@@ -131,6 +131,21 @@ pub struct FailedVersion {
     pub error: String,
 }
 
+/// Where the configuration comes from, and what was changed since the mount.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigState {
+    /// The configuration file, if the mount has one.
+    pub file: Option<String>,
+    /// When it was read last, in seconds since 1970.
+    pub read_at: u64,
+    /// Why the last attempt to read it again changed nothing.
+    pub error: Option<String>,
+    /// Values in the file that take effect with the next mount.
+    pub next_mount: Vec<crate::config::keys::Setting>,
+    /// Changes at run time, oldest first.
+    pub changes: Vec<crate::config::runtime::Change>,
+}
+
 /// What `fsys status` shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -159,6 +174,9 @@ pub struct Status {
     /// Limits and base policy, with the source of each value (`Config::settings`).
     #[serde(default)]
     pub settings: Vec<crate::config::keys::Setting>,
+    /// Its file and what was changed at run time.
+    #[serde(default)]
+    pub config: ConfigState,
     /// Age of the oldest uncommitted write, in milliseconds; 0 when all is committed.
     pub oldest_uncommitted_ms: u64,
     /// Coalescing: operations per batch since the mount, times 100.

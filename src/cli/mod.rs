@@ -7,6 +7,8 @@ mod drain;
 mod get;
 pub mod mount;
 mod recover;
+mod reload;
+mod set;
 mod status;
 mod umount;
 
@@ -40,6 +42,8 @@ struct Tool {
 enum Verb {
     Status(status::Args),
     Get(get::Args),
+    Set(set::Args),
+    Reload(reload::Args),
     Drain(drain::Args),
     Umount(umount::Args),
     Recover(recover::Args),
@@ -73,6 +77,8 @@ pub fn tool() -> ExitCode {
     let output = match &tool.verb {
         Verb::Status(args) => status::run(args),
         Verb::Get(args) => get::run(args),
+        Verb::Set(args) => set::run(args),
+        Verb::Reload(args) => reload::run(args),
         Verb::Drain(args) => drain::run(args),
         Verb::Umount(args) => umount::run(args),
         Verb::Recover(args) => recover::run(args),

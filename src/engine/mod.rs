@@ -186,6 +186,11 @@ impl Engine {
         self.config.read().clone()
     }
 
+    /// Takes another configuration. What is open keeps the policy of its open; `batch_max` and `queue_max` stay.
+    pub fn configure(&self, config: Config) {
+        *self.config.write() = Arc::new(config);
+    }
+
     /// A descriptor of a directory.
     pub fn dir_fd(&self, dir: &Arc<Dir>) -> Result<Arc<OwnedFd>, Errno> {
         self.dir_fds.get(&self.backing, dir)

@@ -115,6 +115,10 @@ impl Volume for FsVolume {
         self.fs.status(&self.root, &self.mountpoint)
     }
 
+    fn configure(&self, config: crate::config::Config) {
+        self.fs.engine().configure(config);
+    }
+
     fn report(&self, relative: &Path) -> Result<PathReport, Errno> {
         self.fs.report(relative)
     }

@@ -20,6 +20,9 @@ pub trait Volume: Send + Sync {
     /// What `fsys status` shows; the mount point is filled in.
     fn status(&self) -> Status;
 
+    /// Takes a configuration; it holds for what is opened and committed from now on.
+    fn configure(&self, config: Config);
+
     /// What `fsys get` shows of a path relative to the root of the mount; empty: the root.
     ///
     /// # Errors
