@@ -5,8 +5,10 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use common::mount::fsys;
@@ -287,4 +289,89 @@ fn a_policy_by_xattr_counts_only_where_it_is_allowed() {
     assert_eq!(s.get("f", "durability").0, "fsync");
     s.ok(&["set", "--unset", "xattr_policy"]);
     assert_eq!(s.get("f", "durability").0, "close");
+}
+
+/// Runs promtool of the package `prometheus`, from PATH or `FSYS_PROMTOOL`; `None` where it is not there.
+fn promtool(args: &[&str], input: &str) -> Option<Output> {
+    let program = std::env::var_os("FSYS_PROMTOOL").unwrap_or_else(|| "promtool".into());
+    let mut child = std::process::Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    Some(child.wait_with_output().unwrap())
+}
+
+fn scrape(address: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// The value of a sample, by its name with labels.
+fn sample(text: &str, name: &str) -> f64 {
+    let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+}
+
+#[test]
+fn metrics_over_socket_and_address_are_what_prometheus_reads() {
+    if !can_mount("metrics") {
+        return;
+    }
+    // A port that is free now.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let s = Site::new("", &format!(",metrics={address}"));
+    for i in 0..20 {
+        fs::write(s.path(&format!("f{i}")), "x").unwrap();
+    }
+    let text = s.ok(&["metrics"]);
+    assert!(sample(&text, "fsys_commits_total") >= 20.0);
+    assert!(sample(&text, "fsys_commit_seconds_count{durability=\"close\"}") >= 20.0);
+    assert!(sample(&text, "fsys_flush_seconds_count") > 0.0);
+    assert_eq!(sample(&text, "fsys_health{state=\"healthy\"}"), 1.0);
+    let operations = sample(&text, "fsys_batch_operations_sum");
+    assert_eq!(operations, sample(&text, "fsys_batched_ops_total"), "each operation was in one batch");
+
+    let answer = scrape(&address);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.0 200"), "{head}");
+    let families = |t: &str| t.lines().filter(|l| l.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(families(&text), families(body));
+
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/prometheus/fsys.rules.yml");
+    match promtool(&["check", "metrics"], body) {
+        Some(checked) => {
+            assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
+            let checked = promtool(&["check", "rules", rules.to_str().unwrap()], "").unwrap();
+            assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
+            // It can fail.
+            assert!(!promtool(&["check", "metrics"], "fsys_x{ 1\n").unwrap().status.success());
+        }
+        None => common::say("promtool is not there: the metrics were not checked by it (Debian: prometheus)"),
+    }
+}
+
+#[test]
+fn metrics_are_not_served_to_other_machines_by_accident() {
+    if !can_mount("metrics address") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (data, mnt) = (dir.path().join("data"), dir.path().join("mnt"));
+    fs::create_dir(&data).unwrap();
+    fs::create_dir(&mnt).unwrap();
+    let mut command = common::mount::fsys_mount();
+    let output = command.args(["-o", "metrics=0.0.0.0:9469"]).args([&data, &mnt]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("other machines") && err(&output).contains("metrics_remote"), "{}", err(&output));
+    // A port that is taken is no reason not to mount.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let s = Site::new("", &format!(",metrics={}", taken.local_addr().unwrap()));
+    assert!(s.mount.log().contains("no metrics at"), "{}", s.mount.log());
 }

@@ -5,6 +5,7 @@
 mod client;
 mod drain;
 mod get;
+mod metrics;
 pub mod mount;
 mod recover;
 mod reload;
@@ -44,6 +45,7 @@ enum Verb {
     Get(get::Args),
     Set(set::Args),
     Reload(reload::Args),
+    Metrics(metrics::Args),
     Drain(drain::Args),
     Umount(umount::Args),
     Recover(recover::Args),
@@ -79,6 +81,7 @@ pub fn tool() -> ExitCode {
         Verb::Get(args) => get::run(args),
         Verb::Set(args) => set::run(args),
         Verb::Reload(args) => reload::run(args),
+        Verb::Metrics(args) => metrics::run(args),
         Verb::Drain(args) => drain::run(args),
         Verb::Umount(args) => umount::run(args),
         Verb::Recover(args) => recover::run(args),

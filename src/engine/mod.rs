@@ -9,6 +9,7 @@
 //! [`Engine`] is all that the layer above may call. It calls `backend` only, and the layer above through
 //! [`Observer`].
 
+mod activity;
 mod batch;
 mod commit;
 pub mod dir;
@@ -82,7 +83,8 @@ pub struct Engine {
     pub commit_latency: Latency,
     /// One barrier.
     pub flush_latency: Latency,
-    /// A running mean of the same, microseconds.
+    accounts: activity::Accounts,
+    /// A running mean of the barriers, microseconds.
     recent_flush_us: AtomicU64,
     config: RwLock<Arc<Config>>,
     queue: Mutex<Option<Sender<Ticket>>>,
@@ -128,6 +130,7 @@ impl Engine {
             counters: Arc::default(),
             commit_latency: Latency::default(),
             flush_latency: Latency::default(),
+            accounts: activity::Accounts::default(),
             recent_flush_us: AtomicU64::new(0),
             config: RwLock::new(Arc::new(config)),
             queue: Mutex::new(Some(tx)),

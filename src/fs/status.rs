@@ -45,8 +45,9 @@ impl Fs {
             policy: config.policies.base,
             rules: config.policies.rules.len(),
             settings: config.settings(),
-            // The life cycle knows.
+            // The life cycle knows these.
             config: crate::telemetry::ConfigState::default(),
+            started_at: 0,
             oldest_uncommitted_ms: e.oldest_uncommitted_ms(),
             ops_per_batch_x100: counters.batched_ops * 100 / counters.batches.max(1),
             commit_latency: e.commit_latency.summary(),

@@ -21,6 +21,7 @@ use super::Event;
 use super::live::{Live, Reloaded};
 use super::table::Mounted;
 use crate::error::{Error, Exit, Result};
+use crate::telemetry::activity::Sample;
 use crate::telemetry::{ConfigState, PathReport, Status};
 
 /// Largest request, in bytes; a path has at most 4096.
@@ -45,6 +46,10 @@ pub enum Request {
         /// The path.
         path: Vec<u8>,
     },
+    /// The metrics, as Prometheus reads them.
+    Metrics,
+    /// Everything that a live view shows.
+    Sample,
     /// Change values, all or none.
     Set {
         /// Names and values.
@@ -83,6 +88,10 @@ pub enum Answer {
     Status(Box<Status>),
     /// To [`Request::Get`].
     Path(Box<PathReport>),
+    /// To [`Request::Metrics`].
+    Metrics(String),
+    /// To [`Request::Sample`].
+    Sample(Box<Sample>),
     /// To [`Request::Set`], [`Request::Unset`], [`Request::Changes`].
     Config(Box<ConfigState>),
     /// To [`Request::Reload`].
@@ -296,6 +305,8 @@ fn handle(request: Request, live: &Live, by: &str) -> Answer {
     let config = |r: Result<()>| r.map_or_else(Answer::Error, |()| Answer::Config(Box::new(live.state())));
     match request {
         Request::Status => Answer::Status(Box::new(live.status())),
+        Request::Metrics => Answer::Metrics(live.metrics()),
+        Request::Sample => Answer::Sample(Box::new(live.sample())),
         Request::Set { values, glob } => config(live.set(&values, glob.as_deref(), by)),
         Request::Unset { keys, glob } => config(live.unset(&keys, glob.as_deref(), by)),
         Request::Changes => config(Ok(())),

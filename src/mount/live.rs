@@ -3,8 +3,9 @@
 //! Invariants: a file or a change with an error changes nothing; what takes effect when mounting only keeps the value
 //! that the mount was made with and is named; every change is logged.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,8 @@ use crate::config::keys::{AT_MOUNT, Refused, Setting};
 use crate::config::options::Options;
 use crate::config::runtime::{Change, Changes};
 use crate::error::{Error, Exit, Result};
-use crate::telemetry::{ConfigState, Status};
+use crate::telemetry::activity::Sample;
+use crate::telemetry::{ConfigState, Status, prometheus};
 
 /// What reading the file again brought.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +37,8 @@ pub struct Reloaded {
 pub struct Live {
     volume: Arc<dyn Volume>,
     options: Options,
+    started: Instant,
+    started_at: u64,
     state: Mutex<State>,
 }
 
@@ -52,7 +56,7 @@ impl Live {
     pub fn new(volume: Arc<dyn Volume>, options: Options, loaded: Config) -> Self {
         let changes = Changes::default();
         let state = State { loaded, changes, read_at: now(), error: None, next_mount: Vec::new() };
-        Self { volume, options, state: Mutex::new(state) }
+        Self { volume, options, started: Instant::now(), started_at: now(), state: Mutex::new(state) }
     }
 
     /// The mount.
@@ -62,7 +66,24 @@ impl Live {
 
     /// The state of the mount and of its configuration.
     pub fn status(&self) -> Status {
-        Status { config: self.state(), ..self.volume.status() }
+        Status { config: self.state(), started_at: self.started_at, ..self.volume.status() }
+    }
+
+    /// The metrics, as Prometheus reads them.
+    pub fn metrics(&self) -> String {
+        prometheus::render(&self.status(), &self.volume.histograms())
+    }
+
+    /// Where the configuration wants them served.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.state.lock().loaded.service.metrics
+    }
+
+    /// What `fsys top` shows.
+    pub fn sample(&self) -> Sample {
+        let at_ms = self.started.elapsed().as_millis() as u64;
+        let (histograms, activity) = (self.volume.histograms(), self.volume.activity());
+        Sample { at_ms, status: self.status(), histograms, activity }
     }
 
     /// Where the configuration comes from, and what was changed since.

@@ -11,6 +11,7 @@ pub mod launch;
 pub mod live;
 pub mod log;
 pub mod process;
+pub mod scrape;
 pub mod table;
 pub mod unmount;
 pub mod volume;
@@ -134,6 +135,12 @@ fn serve(request: &Request, config: Config, launcher: Launcher, starter: &mut St
     let server = Server::start(&running.device, running.live.clone(), events)
         .map_err(|e| starter.note(&format!("`fsys` will not reach this mount: {e}")))
         .ok();
+    if let Some(at) = running.live.metrics_address() {
+        match scrape::start(at, running.live.clone()) {
+            Ok(at) => tracing::info!("metrics at http://{at}/metrics"),
+            Err(e) => starter.note(&format!("no metrics at {at}: {e}; `fsys metrics` has them, and the mount is well")),
+        }
+    }
     tracing::info!("{} is mounted on {}", place.backing.display(), place.mountpoint.display());
     notify(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
     starter.ready();

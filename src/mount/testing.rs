@@ -7,6 +7,7 @@ use super::volume::{DrainError, Volume};
 use crate::config::Config;
 use crate::config::policy::Policy;
 use crate::error::Errno;
+use crate::telemetry::activity::{Activity, Histograms};
 use crate::telemetry::{ConfigState, CounterValues, LatencySummary, PathReport, Status};
 
 /// Healthy; a drain of less than 10 ms times out; `no` does not exist.
@@ -36,12 +37,19 @@ pub fn status() -> Status {
         failed: Vec::new(),
         inodes: 0,
         handles: 0,
+        started_at: 0,
     }
 }
 
 impl Volume for Fake {
     fn status(&self) -> Status {
         status()
+    }
+    fn histograms(&self) -> Histograms {
+        Histograms::default()
+    }
+    fn activity(&self) -> Activity {
+        Activity::default()
     }
     fn configure(&self, _: Config) {}
     fn report(&self, relative: &Path) -> Result<PathReport, Errno> {
