@@ -1,5 +1,8 @@
 //! What the daemon counts, and the status that it shows. A leaf: everything may count.
 
+pub mod activity;
+pub mod prometheus;
+
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hdrhistogram::Histogram;
@@ -7,16 +10,23 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+    ($($(#[doc = $doc:literal])* $name:ident),* $(,)?) => {
         /// Monotonic counters since the mount, and a few gauges.
         #[derive(Debug, Default)]
-        pub struct Counters { $($(#[$doc])* pub $name: AtomicU64,)* }
+        pub struct Counters { $($(#[doc = $doc])* pub $name: AtomicU64,)* }
         /// The counters at one moment.
         #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-        pub struct CounterValues { $($(#[$doc])* pub $name: u64,)* }
+        #[serde(default)]
+        pub struct CounterValues { $($(#[doc = $doc])* pub $name: u64,)* }
         impl Counters {
             /// A copy of all values (each one atomic, not all together).
             pub fn values(&self) -> CounterValues { CounterValues { $($name: self.$name.load(Relaxed),)* } }
+        }
+        impl CounterValues {
+            /// Each value with its name and what it counts.
+            pub fn named(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$((stringify!($name), concat!($($doc),*).trim_ascii(), self.$name),)*]
+            }
         }
     };
 }
@@ -58,7 +68,14 @@ counters! {
     direct_writes,
     /// Panics contained in an operation.
     panics,
+    /// Writes refused with ENOSPC at the bound on staged bytes.
+    staging_full,
+    /// Commits that took longer than slow_commit_ms.
+    slow_commits,
 }
+
+/// The counters that can fall.
+pub const GAUGES: [&str; 4] = ["batch_peak", "staged_bytes", "staged_now", "in_flight"];
 
 impl Counters {
     /// Adds to a counter.
@@ -75,9 +92,26 @@ impl Counters {
     }
 }
 
-/// A latency histogram in microseconds, 1 us to 1 h with two significant digits.
+/// A histogram, of latencies in microseconds: 1 us to 1 h with two significant digits.
 #[derive(Debug)]
-pub struct Latency(Mutex<Histogram<u64>>);
+pub struct Latency(Mutex<Samples>);
+
+#[derive(Debug)]
+struct Samples {
+    histogram: Histogram<u64>,
+    sum: u64,
+}
+
+/// How many samples were at most each of some bounds, in the unit of the samples.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buckets {
+    /// Bound, and samples up to it, those of the lower bounds included.
+    pub upto: Vec<(u64, u64)>,
+    /// All samples.
+    pub count: u64,
+    /// Their sum.
+    pub sum: u64,
+}
 
 /// Summary of a [`Latency`], in microseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,21 +128,37 @@ pub struct LatencySummary {
 
 impl Default for Latency {
     fn default() -> Self {
-        Self(Mutex::new(
-            Histogram::new_with_bounds(1, 3_600_000_000, 2)
-                .unwrap_or_else(|_| unreachable!("constant bounds are valid")),
-        ))
+        let histogram = Histogram::new_with_bounds(1, 3_600_000_000, 2)
+            .unwrap_or_else(|_| unreachable!("constant bounds are valid"));
+        Self(Mutex::new(Samples { histogram, sum: 0 }))
     }
 }
 
 impl Latency {
     /// Records one duration; longer than an hour counts as an hour.
     pub fn record(&self, d: std::time::Duration) {
-        self.0.lock().saturating_record(u64::try_from(d.as_micros()).unwrap_or(u64::MAX).max(1));
+        self.record_value(u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
+    }
+    /// Records one sample.
+    pub fn record_value(&self, value: u64) {
+        let mut s = self.0.lock();
+        s.histogram.saturating_record(value.max(1));
+        s.sum = s.sum.saturating_add(value);
+    }
+    /// The samples by `bounds`, which ascend. Exact to two significant digits; a sample near a bound counts above it.
+    pub fn buckets(&self, bounds: &[u64]) -> Buckets {
+        let s = self.0.lock();
+        let mut upto: Vec<_> = bounds.iter().map(|b| (*b, 0)).collect();
+        for step in s.histogram.iter_recorded() {
+            let n = step.count_since_last_iteration();
+            let first = upto.partition_point(|(bound, _)| *bound < step.value_iterated_to());
+            upto[first..].iter_mut().for_each(|(_, count)| *count += n);
+        }
+        Buckets { upto, count: s.histogram.len(), sum: s.sum }
     }
     /// Median, tail and extremes so far.
     pub fn summary(&self) -> LatencySummary {
-        let h = self.0.lock();
+        let h = &self.0.lock().histogram;
         LatencySummary {
             count: h.len(),
             p50_us: h.value_at_quantile(0.5),
@@ -129,6 +179,21 @@ pub struct FailedVersion {
     pub failed_at: String,
     /// The system's words.
     pub error: String,
+}
+
+/// Where the configuration comes from, and what was changed since the mount.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigState {
+    /// The configuration file, if the mount has one.
+    pub file: Option<String>,
+    /// When it was read last, in seconds since 1970.
+    pub read_at: u64,
+    /// Why the last attempt to read it again changed nothing.
+    pub error: Option<String>,
+    /// Values in the file that take effect with the next mount.
+    pub next_mount: Vec<crate::config::keys::Setting>,
+    /// Changes at run time, oldest first.
+    pub changes: Vec<crate::config::runtime::Change>,
 }
 
 /// What `fsys status` shows.
@@ -159,6 +224,9 @@ pub struct Status {
     /// Limits and base policy, with the source of each value (`Config::settings`).
     #[serde(default)]
     pub settings: Vec<crate::config::keys::Setting>,
+    /// Its file and what was changed at run time.
+    #[serde(default)]
+    pub config: ConfigState,
     /// Age of the oldest uncommitted write, in milliseconds; 0 when all is committed.
     pub oldest_uncommitted_ms: u64,
     /// Coalescing: operations per batch since the mount, times 100.
@@ -175,6 +243,9 @@ pub struct Status {
     pub inodes: u64,
     /// Open file handles.
     pub handles: u64,
+    /// When the daemon started, in seconds since 1970.
+    #[serde(default)]
+    pub started_at: u64,
 }
 
 /// What `fsys get PATH` shows.
@@ -192,4 +263,29 @@ pub struct PathReport {
     pub size: u64,
     /// Age of the oldest uncommitted write, in milliseconds; 0 when committed.
     pub uncommitted_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn buckets_count_each_sample_once_and_never_too_low() {
+        let l = Latency::default();
+        [1, 10, 11, 999, 1000, 5_000_000].iter().for_each(|us| l.record(Duration::from_micros(*us)));
+        let b = l.buckets(&[10, 1000, 1_000_000]);
+        assert_eq!((b.count, b.sum), (6, 5_002_021));
+        assert_eq!(b.upto[0], (10, 2));
+        // 1000 lies in a step of the histogram that ends at 1003.
+        assert_eq!((b.upto[1].1, b.upto[2].1), (4, 5));
+    }
+
+    #[test]
+    fn every_counter_has_a_name_and_words() {
+        let all = Counters::default().values().named();
+        assert!(all.iter().all(|(name, help, _)| !name.is_empty() && help.ends_with('.')), "{all:?}");
+        assert!(GAUGES.iter().all(|g| all.iter().any(|(name, _, _)| name == g)));
+    }
 }

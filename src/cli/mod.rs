@@ -8,9 +8,12 @@ mod client;
 mod doctor;
 mod drain;
 mod get;
+mod metrics;
 pub mod mount;
 mod progress;
 mod recover;
+mod reload;
+mod set;
 mod status;
 mod tune;
 mod umount;
@@ -45,6 +48,9 @@ struct Tool {
 enum Verb {
     Status(status::Args),
     Get(get::Args),
+    Set(set::Args),
+    Reload(reload::Args),
+    Metrics(metrics::Args),
     Drain(drain::Args),
     Doctor(doctor::Args),
     Tune(tune::Args),
@@ -81,6 +87,9 @@ pub fn tool() -> ExitCode {
     let output = match &tool.verb {
         Verb::Status(args) => status::run(args),
         Verb::Get(args) => get::run(args),
+        Verb::Set(args) => set::run(args),
+        Verb::Reload(args) => reload::run(args),
+        Verb::Metrics(args) => metrics::run(args),
         Verb::Drain(args) => drain::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Tune(args) => tune::run(args),

@@ -26,8 +26,10 @@ Options (-o), later ones win:
   restage_max_bytes=N            largest committed file that is copied when its writer goes on
   rule=GLOB:KEY=VALUE[:...]      the four values above, for the paths that match
   window_us=N batch_max=N queue_max=N commit_interval_ms=N pending_max=N
-  staging_max_bytes=N cache_ms=N threads=N      bounds and times
-  config=FILE  log=error|warn|info|debug|trace  log_file=FILE  fsname=NAME
+  staging_max_bytes=N cache_ms=N threads=N slow_commit_ms=N    bounds and times
+  config=FILE  log=error|warn|info|debug|trace  log_format=text|json|journald  log_file=FILE  fsname=NAME
+  xattr_policy=true|false        files may set their own policy by the xattr user.fsys.policy
+  metrics=ADDRESS:PORT           answers Prometheus there; metrics_remote=true allows other than 127.0.0.1
   ro rw allow_other allow_root dev nodev suid nosuid exec noexec atime noatime
   sync                           the same as durability=always
 A comma inside a value is written `\\,`. What mount(8) and init systems add (nofail, x-...) is accepted.";
@@ -158,7 +160,7 @@ mod tests {
         Args::command().debug_assert();
         HelperArgs::command().debug_assert();
         let help = Args::command().render_long_help().to_string();
-        for key in crate::config::keys::POLICY.into_iter().chain(crate::config::keys::LIMITS) {
+        for key in crate::config::keys::all() {
             assert!(help.contains(key), "{key} is not in the help");
         }
         assert!(help.contains("Exit codes:") && help.contains("fstab:"));

@@ -8,7 +8,7 @@ use super::client::{Daemon, find, strange};
 use crate::config::keys::BUILT_IN;
 use crate::error::{Exit, Result};
 use crate::mount::control::{Answer, Request};
-use crate::telemetry::Status;
+use crate::telemetry::{ConfigState, Status};
 
 const EXAMPLE: &str = "Examples:
   fsys status
@@ -54,6 +54,7 @@ fn words(s: &Status) -> String {
         row("daemon", format!("pid {}, version {}", s.pid, s.version)),
         row("policy", format!("{}; {} rule(s)", policy.join(", "), s.rules)),
         row("set", set(s)),
+        row("config", config(&s.config)),
         row("uncommitted", uncommitted(s)),
         row("commits", format!("{} done, {} failed, {} under way", c.commits, c.commit_failures, c.in_flight)),
         row("in place", format!("{} synced, {} fallback(s)", c.in_place_syncs, c.in_place_fallbacks)),
@@ -85,6 +86,20 @@ fn set(s: &Status) -> String {
     let own = s.settings.iter().filter(|s| s.source != BUILT_IN);
     let words: Vec<_> = own.map(|s| format!("{}={} ({})", s.key, s.value, s.source)).collect();
     if words.is_empty() { "all values are built-in defaults".into() } else { words.join(", ") }
+}
+
+fn config(c: &ConfigState) -> String {
+    let mut text = c.file.clone().unwrap_or_else(|| "no file".into());
+    if let Some(error) = &c.error {
+        text += &format!(", not taken when it was read again: {error}; the one before holds");
+    }
+    for s in &c.next_mount {
+        text += &format!("; {}={} with the next mount", s.key, s.value);
+    }
+    if !c.changes.is_empty() {
+        text += &format!("; {} runtime change(s), `fsys set --list`", c.changes.len());
+    }
+    text
 }
 
 fn uncommitted(s: &Status) -> String {

@@ -18,7 +18,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
-use super::keys::{LIMITS, POLICY, Refused, is_number};
+use super::keys::{LIMITS, POLICY, Refused, SERVICE, is_flag, is_number};
 use super::policy::Rule;
 use crate::error::{Error, Exit, Result};
 
@@ -47,9 +47,9 @@ pub fn parse(text: &str, name: &str, config: &mut Config) -> Result<()> {
         match key.get_ref().as_ref() {
             "limits" => file.limits(value, config)?,
             "rule" => file.rules(value, config)?,
-            name if POLICY.contains(&name) => file.set(key.span(), name, value, config)?,
+            name if POLICY.contains(&name) || SERVICE.contains(&name) => file.set(key.span(), name, value, config)?,
             name => {
-                let known = POLICY.into_iter().chain(["limits", "rule"]);
+                let known = POLICY.into_iter().chain(SERVICE).chain(["limits", "rule"]);
                 let mut refused = Refused::unknown("key", name, known);
                 if LIMITS.contains(&name) {
                     refused.action = format!("put `{name}` under [limits]");
@@ -121,13 +121,19 @@ impl File<'_> {
     /// The value as the text that an option would have.
     fn text(&self, key: &str, value: &Value) -> Result<String> {
         let text = match value.get_ref() {
-            DeValue::String(s) if !is_number(key) => Some(s.clone().into_owned()),
+            DeValue::String(s) if !is_number(key) && !is_flag(key) => Some(s.clone().into_owned()),
+            DeValue::Boolean(b) if is_flag(key) => Some(b.to_string()),
             DeValue::Integer(i) if is_number(key) => {
                 i128::from_str_radix(i.as_str(), i.radix()).ok().map(|n| n.to_string())
             }
             _ => None,
         };
-        text.ok_or_else(|| self.wrong_type(key, if is_number(key) { "a whole number" } else { "a string" }, value))
+        let wanted = match key {
+            key if is_number(key) => "a whole number",
+            key if is_flag(key) => "true or false",
+            _ => "a string",
+        };
+        text.ok_or_else(|| self.wrong_type(key, wanted, value))
     }
 
     fn table<'v, 't>(&self, key: &str, value: &'v Value<'t>) -> Result<&'v DeTable<'t>> {
@@ -191,6 +197,8 @@ mod tests {
         for (text, place, why, action) in [
             ("mode = 3", ":1:8:", "`mode` is of type integer", "give a string"),
             ("\n  mood = \"auto\"", ":2:3:", "unknown key `mood`", "did you mean `mode`?"),
+            ("xattr_policy = \"true\"", ":1:16:", "is of type string", "true or false"),
+            ("metrics = \"9469\"", ":1:11:", "`9469` is no value", "127.0.0.1:9469"),
             ("threads = 2", ":1:1:", "unknown key `threads`", "put `threads` under [limits]"),
             ("[limits]\nthreads = \"2\"", ":2:11:", "is of type string", "give a whole number"),
             ("[limits]\nthreads = 0", ":2:11:", "`0` is no value", "1 to 256"),

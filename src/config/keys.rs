@@ -1,5 +1,6 @@
 //! The values by name: one table for the file, the command line and what is shown.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use super::policy::{Durability, Method, Policy, Rule, WriteMode};
 pub const POLICY: [&str; 4] = ["mode", "durability", "method", "restage_max_bytes"];
 
 /// Names of the limits.
-pub const LIMITS: [&str; 8] = [
+pub const LIMITS: [&str; 9] = [
     "window_us",
     "batch_max",
     "queue_max",
@@ -22,7 +23,20 @@ pub const LIMITS: [&str; 8] = [
     "staging_max_bytes",
     "cache_ms",
     "threads",
+    "slow_commit_ms",
 ];
+
+/// Names of the values that concern the daemon itself.
+pub const SERVICE: [&str; 5] = ["log", "log_format", "xattr_policy", "metrics", "metrics_remote"];
+
+/// Names of the values that take effect when mounting only; every other can change at run time.
+pub const AT_MOUNT: [&str; 7] =
+    ["batch_max", "queue_max", "cache_ms", "threads", "log_format", "metrics", "metrics_remote"];
+
+/// All names.
+pub fn all() -> impl Iterator<Item = &'static str> {
+    POLICY.into_iter().chain(LIMITS).chain(SERVICE)
+}
 
 /// Where a value comes from that nobody set.
 pub const BUILT_IN: &str = "built-in default";
@@ -110,6 +124,27 @@ pub fn name_of<T: ValueEnum>(value: &T) -> String {
     value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
 }
 
+fn flag(key: &str, value: &str) -> Result<bool, Refused> {
+    value.parse().map_err(|_| Refused::new(format!("`{value}` is no value of `{key}`"), "use true or false"))
+}
+
+/// An address and a port; `off` for none.
+fn address(key: &str, value: &str) -> Result<Option<SocketAddr>, Refused> {
+    if value == "off" {
+        return Ok(None);
+    }
+    let refused = |_| {
+        let why = format!("`{value}` is no value of `{key}`");
+        Refused::new(why, "use an address and a port, for example 127.0.0.1:9469, or off")
+    };
+    value.parse().map(Some).map_err(refused)
+}
+
+/// True for keys whose value is true or false.
+pub fn is_flag(key: &str) -> bool {
+    matches!(key, "xattr_policy" | "metrics_remote")
+}
+
 /// True for keys whose value is a number.
 pub fn is_number(key: &str) -> bool {
     key == "restage_max_bytes" || LIMITS.contains(&key)
@@ -163,13 +198,15 @@ pub struct Setting {
 }
 
 impl Config {
-    /// Sets a limit or a value of the base policy by its name; `source` says who did.
+    /// Sets a value that holds for the whole mount, or one of the base policy, by its name; `source` says who did.
     pub fn set(&mut self, key: &str, value: &str, source: &str) -> Result<(), Refused> {
-        let Some(name) = POLICY.into_iter().chain(LIMITS).find(|k| *k == key) else {
-            return Err(Refused::unknown("key", key, POLICY.into_iter().chain(LIMITS)));
+        let Some(name) = all().find(|k| *k == key) else {
+            return Err(Refused::unknown("key", key, all()));
         };
         if POLICY.contains(&name) {
             self.policies.base.set(key, value)?;
+        } else if SERVICE.contains(&name) {
+            self.set_service(key, value)?;
         } else {
             self.set_limit(key, value)?;
         }
@@ -189,9 +226,34 @@ impl Config {
             "staging_max_bytes" => l.staging_max_bytes = number(key, value, 0..=u64::MAX)?,
             "cache_ms" => l.cache_ms = number(key, value, 0..=24 * HOUR_MS)?,
             "threads" => l.threads = number(key, value, 1..=256)?,
+            "slow_commit_ms" => l.slow_commit_ms = number(key, value, 0..=HOUR_MS)?,
             _ => return Err(Refused::unknown("key", key, LIMITS)),
         }
         Ok(())
+    }
+
+    fn set_service(&mut self, key: &str, value: &str) -> Result<(), Refused> {
+        let s = &mut self.service;
+        match key {
+            "log" => s.log = word(key, value)?,
+            "log_format" => s.log_format = word(key, value)?,
+            "xattr_policy" => s.xattr_policy = flag(key, value)?,
+            "metrics" => s.metrics = address(key, value)?,
+            "metrics_remote" => s.metrics_remote = flag(key, value)?,
+            _ => return Err(Refused::unknown("key", key, SERVICE)),
+        }
+        Ok(())
+    }
+
+    /// What no single value can tell: metrics are for this machine unless it is said otherwise.
+    pub fn check(&self) -> Result<(), Refused> {
+        match self.service.metrics {
+            Some(at) if !at.ip().is_loopback() && !self.service.metrics_remote => Err(Refused::new(
+                format!("`metrics` is {at} ({}), which other machines reach", self.source("metrics")),
+                "use 127.0.0.1, or set metrics_remote to true as well",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Where the value of `key` comes from.
@@ -199,7 +261,7 @@ impl Config {
         self.sources.get(key).map_or(BUILT_IN, String::as_str)
     }
 
-    /// Every limit and every value of the base policy, with its source.
+    /// Every value that holds for the whole mount and every one of the base policy, with its source.
     pub fn settings(&self) -> Vec<Setting> {
         let l = &self.limits;
         let limits = [
@@ -211,20 +273,33 @@ impl Config {
             l.staging_max_bytes,
             l.cache_ms,
             l.threads as u64,
+            l.slow_commit_ms,
         ];
-        let values = self.policies.base.values();
-        let all = values.into_iter().chain(LIMITS.into_iter().zip(limits.map(|n| n.to_string())));
+        let s = &self.service;
+        let service = [
+            name_of(&s.log),
+            name_of(&s.log_format),
+            s.xattr_policy.to_string(),
+            s.metrics.map_or_else(|| "off".to_owned(), |a| a.to_string()),
+            s.metrics_remote.to_string(),
+        ];
+        let limits = LIMITS.into_iter().zip(limits.map(|n| n.to_string()));
+        let values = self.policies.base.values().into_iter().chain(limits);
+        let all = values.chain(SERVICE.into_iter().zip(service));
         all.map(|(key, value)| Setting { key: key.to_owned(), value, source: self.source(key).to_owned() }).collect()
     }
 
     /// The policy of `path`, relative to the root of the mount, and for each value its name and where it comes
-    /// from: a rule, or the source of the base value.
-    pub fn explain(&self, path: &Path) -> (Policy, Vec<(String, String)>) {
-        let (policy, from) = self.policies.explain(path);
-        let source = |(key, rule): (&str, Option<usize>)| {
-            let rule = rule.and_then(|i| self.policies.rules.get(i));
-            let source = rule.map(|r| format!("rule `{}` ({})", r.glob, r.source));
-            (key.to_owned(), source.unwrap_or_else(|| self.source(key).to_owned()))
+    /// from: a rule, the file's `own`, or the source of the base value.
+    pub fn explain(&self, path: &Path, own: Option<&Rule>) -> (Policy, Vec<(String, String)>) {
+        let (policy, from) = self.policies.explain(path, own);
+        let source = |(key, rule): (&str, Option<&Rule>)| {
+            let source = match rule {
+                Some(r) if r.glob.is_empty() => r.source.clone(),
+                Some(r) => format!("rule `{}` ({})", r.glob, r.source),
+                None => self.source(key).to_owned(),
+            };
+            (key.to_owned(), source)
         };
         let rules = [from.mode, from.durability, from.method, from.restage_max_bytes];
         (policy, POLICY.into_iter().zip(rules).map(source).collect())
@@ -238,15 +313,34 @@ mod tests {
     #[test]
     fn every_key_can_be_set_and_shown() {
         let mut c = Config::default();
-        for key in POLICY.into_iter().chain(LIMITS) {
+        for key in all() {
             assert_eq!(c.source(key), BUILT_IN);
-            let value = if is_number(key) { "7" } else { "auto" };
-            let value = if key == "durability" { "relaxed" } else { value };
+            let value = match key {
+                key if is_number(key) => "7",
+                key if is_flag(key) => "true",
+                "durability" => "relaxed",
+                "log" => "debug",
+                "log_format" => "json",
+                "metrics" => "[::1]:9469",
+                _ => "auto",
+            };
             c.set(key, value, "test").unwrap();
             let shown = c.settings().into_iter().find(|s| s.key == key).unwrap();
             assert_eq!((shown.value.as_str(), shown.source.as_str()), (value, "test"));
         }
-        assert_eq!(c.settings().len(), POLICY.len() + LIMITS.len());
+        assert_eq!(c.settings().len(), all().count());
+        assert!(AT_MOUNT.into_iter().all(|k| all().any(|known| known == k)));
+    }
+
+    #[test]
+    fn metrics_are_for_this_machine_unless_said_otherwise() {
+        let mut c = Config::default();
+        for (address, ok) in [("127.0.0.1:1", true), ("[::1]:1", true), ("0.0.0.0:1", false), ("192.0.2.1:1", false)] {
+            c.set("metrics", address, "test").unwrap();
+            assert_eq!(c.check().is_ok(), ok, "{address}");
+        }
+        c.set("metrics_remote", "true", "test").unwrap();
+        c.check().unwrap();
     }
 
     #[test]
@@ -256,11 +350,11 @@ mod tests {
         let mut rule = Rule::new("*.db", "/etc/x.toml:7").unwrap();
         rule.set("mode", "in-place").unwrap();
         c.policies.rules.push(rule);
-        let (policy, origin) = c.explain(Path::new("a/b.db"));
+        let (policy, origin) = c.explain(Path::new("a/b.db"), None);
         assert_eq!((policy.mode, policy.durability), (WriteMode::InPlace, Durability::Always));
         let sources: Vec<_> = origin.iter().map(|(_, source)| source.as_str()).collect();
         assert_eq!(sources, ["rule `*.db` (/etc/x.toml:7)", "command line", BUILT_IN, BUILT_IN]);
-        assert_eq!(c.explain(Path::new("b")).1[0], ("mode".to_owned(), BUILT_IN.to_owned()));
+        assert_eq!(c.explain(Path::new("b"), None).1[0], ("mode".to_owned(), BUILT_IN.to_owned()));
     }
 
     #[test]
@@ -274,6 +368,9 @@ mod tests {
         assert!(refused("window_us", "-1").why.contains("`-1`"));
         assert!(refused("mode", "journal").why.contains("not built yet"));
         assert!(refused("method", "journal").why.contains("not built yet"));
+        assert!(refused("log", "loud").action.contains("error, warn"));
+        assert!(refused("xattr_policy", "yes").action.contains("true or false"));
+        assert!(refused("metrics", "9469").action.contains("127.0.0.1:9469"));
         assert!(c.sources.is_empty() && c.limits == super::super::Limits::default());
     }
 }

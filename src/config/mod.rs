@@ -1,17 +1,21 @@
 //! The configuration: plain data, handed down.
 //!
 //! Values come from, later wins: the built-in defaults, the configuration file ([`mod@file`]), the command line
-//! ([`options`]). Both set a value by its name ([`keys`]), and [`Config::sources`] remembers where it came from.
+//! ([`options`]), changes at run time ([`runtime`]). All set a value by its name ([`keys`]), and [`Config::sources`]
+//! remembers where it came from.
 
 pub mod file;
 pub mod keys;
 pub mod options;
 pub mod policy;
+pub mod runtime;
+pub mod service;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use policy::Policies;
+use service::Service;
 
 /// Bounds and times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub struct Limits {
     pub cache_ms: u64,
     /// Threads that serve the kernel's requests.
     pub threads: usize,
+    /// A commit that takes longer, in milliseconds, is logged with the step that took the time; 0: none is.
+    pub slow_commit_ms: u64,
 }
 
 impl Default for Limits {
@@ -47,6 +53,7 @@ impl Default for Limits {
             staging_max_bytes: 0,
             cache_ms: 1000,
             threads: default_threads(),
+            slow_commit_ms: 1000,
         }
     }
 }
@@ -71,6 +78,8 @@ pub struct Config {
     pub policies: Policies,
     /// Bounds and times.
     pub limits: Limits,
+    /// What concerns the daemon itself.
+    pub service: Service,
     /// Where the limits and the values of the base policy come from, by name; what is not here is a built-in
     /// default. A rule carries its own source.
     pub sources: BTreeMap<&'static str, String>,

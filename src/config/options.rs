@@ -5,7 +5,7 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use super::keys::{LIMITS, POLICY, Refused};
+use super::keys::{self, Refused};
 use super::policy::Rule;
 use super::{Config, file};
 use crate::error::{Error, Exit, Result};
@@ -46,8 +46,7 @@ const FLAGS: [&str; 15] = [
     "sync",
     "dirsync",
 ];
-const VALUED: [&str; 5] = ["config", "log", "log_file", "fsname", "rule"];
-const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+const VALUED: [&str; 4] = ["config", "log_file", "fsname", "rule"];
 
 /// One option as it was typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,8 +119,6 @@ pub struct Options {
     pub rules: Vec<Rule>,
     /// For the mount.
     pub fuse: FuseOptions,
-    /// `log=`: the least severe level that is logged.
-    pub log: Option<String>,
     /// `log_file=`.
     pub log_file: Option<PathBuf>,
     /// Options that nobody knows and that `sloppy` let pass.
@@ -159,7 +156,7 @@ impl Options {
                 Ok(())
             }
             Some(value) if VALUED.contains(&name) => self.valued(name, value),
-            Some(value) if POLICY.contains(&name) || LIMITS.contains(&name) => {
+            Some(value) if keys::all().any(|k| k == name) => {
                 Config::default().set(name, value, COMMAND_LINE).map_err(Problem::Invalid)?;
                 self.settings.push((name.to_owned(), value.clone()));
                 Ok(())
@@ -189,8 +186,6 @@ impl Options {
             "config" => self.config_file = Some(value.into()),
             "log_file" => self.log_file = Some(value.into()),
             "fsname" => self.fuse.fsname = Some(value.to_owned()),
-            "log" if LEVELS.contains(&value) => self.log = Some(value.to_owned()),
-            "log" => return Err(Problem::Invalid(Refused::unknown("log level", value, LEVELS))),
             _ => self.rules.push(rule(value).map_err(Problem::Invalid)?),
         }
         Ok(())
@@ -206,6 +201,7 @@ impl Options {
             config.set(key, value, COMMAND_LINE).map_err(|r| refused(key, r))?;
         }
         config.policies.rules.extend(self.rules.iter().cloned());
+        config.check().map_err(|r| refused("metrics", r))?;
         Ok(config)
     }
 
@@ -244,7 +240,7 @@ fn rule(text: &str) -> Result<Rule, Refused> {
 /// A name that is not known in this form: with a value, or without one.
 fn not_taken(name: &str, has_value: bool) -> Problem {
     let plain = || IGNORED.into_iter().chain(FLAGS);
-    let valued = || VALUED.into_iter().chain(POLICY).chain(LIMITS);
+    let valued = || VALUED.into_iter().chain(keys::all());
     let invalid = |why: &str, action: String| Problem::Invalid(Refused { why: format!("`{name}` {why}"), action });
     if has_value && plain().any(|k| k == name) {
         return invalid("takes no value", format!("write `{name}` alone"));
@@ -301,8 +297,9 @@ mod tests {
         assert_eq!((c.policies.base.mode, c.policies.base.durability), (WriteMode::Replace, Durability::Always));
         assert_eq!((c.source("durability"), c.source("threads")), (COMMAND_LINE, COMMAND_LINE));
         assert_eq!(c.source("mode"), format!("{}:1", path.display()));
-        let (p, from) = c.policies.explain(Path::new("x.db"));
-        assert_eq!((p.method, p.mode, from.method), (Method::Data, WriteMode::InPlace, Some(1)));
+        let (p, from) = c.policies.explain(Path::new("x.db"), None);
+        assert_eq!((p.method, p.mode), (Method::Data, WriteMode::InPlace));
+        assert_eq!(from.method.map(|r| r.source.as_str()), Some(COMMAND_LINE));
         assert_eq!(c.policies.resolve(Path::new("x")).method, Method::Sync);
     }
 
@@ -329,7 +326,8 @@ mod tests {
             ("mode", "needs a value", "mode=VALUE"),
             ("ro=1", "takes no value", "`ro` alone"),
             ("threads=many", "`many` is no value", "whole number"),
-            ("log=loud", "unknown log level `loud`", "known: error"),
+            ("log=loud", "`loud` is no value", "error, warn"),
+            ("metrics=localhost", "`localhost` is no value", "127.0.0.1:9469"),
             ("rule=*.db", "sets nothing", "rule=GLOB:key=value"),
             ("rule=*.db:mod=auto", "unknown key `mod`", "`mode`"),
             ("rule=a[:mode=auto", "unclosed character class", "glob"),

@@ -78,12 +78,12 @@ impl Default for Policy {
     }
 }
 
-/// One `[[rule]]`: the values that it sets for the paths that match.
+/// One `[[rule]]`, or what else sets values of a policy: the values that it sets for the paths that match.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// The glob as it was typed.
+    /// The glob as it was typed; empty when it holds for every path.
     pub glob: String,
-    /// Where the rule stands, for people: `/etc/fsys.toml:12` or `command line`.
+    /// Where the rule stands, for people: `/etc/fsys.toml:12`, `command line` or `runtime change`.
     pub source: String,
     /// Write mode, if set.
     pub mode: Option<WriteMode>,
@@ -93,7 +93,8 @@ pub struct Rule {
     pub method: Option<Method>,
     /// `restage_max_bytes`, if set.
     pub restage_max_bytes: Option<u64>,
-    matcher: GlobMatcher,
+    /// `None`: every path.
+    matcher: Option<GlobMatcher>,
 }
 
 /// Longest glob, in bytes: as long as a path can be (`PATH_MAX`).
@@ -124,15 +125,24 @@ impl Rule {
         }
         let pattern = if glob.contains('/') { glob.trim_start_matches('/').to_owned() } else { format!("**/{glob}") };
         let matcher = GlobBuilder::new(&pattern).literal_separator(true).build()?.compile_matcher();
-        Ok(Self {
-            glob: glob.to_owned(),
+        Ok(Self { glob: glob.to_owned(), matcher: Some(matcher), ..Self::everywhere(source) })
+    }
+
+    /// A rule for every path that sets nothing yet.
+    pub fn everywhere(source: &str) -> Self {
+        Self {
+            glob: String::new(),
             source: source.to_owned(),
             mode: None,
             durability: None,
             method: None,
             restage_max_bytes: None,
-            matcher,
-        })
+            matcher: None,
+        }
+    }
+
+    fn holds_for(&self, path: &Path) -> bool {
+        self.matcher.as_ref().is_none_or(|m| m.is_match(path))
     }
 }
 
@@ -143,42 +153,45 @@ pub struct Policies {
     pub base: Policy,
     /// In order; the last match that sets a value wins.
     pub rules: Vec<Rule>,
+    /// Runtime changes, in order; they win over all rules and over what a file says of itself.
+    pub forced: Vec<Rule>,
 }
 
-/// A value of a policy and the rule that set it (an index into [`Policies::rules`]; `None`: the base).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Origin {
+/// A value of a policy and the rule that set it (`None`: the base).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Origin<'a> {
     /// Rule that set the mode.
-    pub mode: Option<usize>,
+    pub mode: Option<&'a Rule>,
     /// Rule that set the durability.
-    pub durability: Option<usize>,
+    pub durability: Option<&'a Rule>,
     /// Rule that set the method.
-    pub method: Option<usize>,
+    pub method: Option<&'a Rule>,
     /// Rule that set `restage_max_bytes`.
-    pub restage_max_bytes: Option<usize>,
+    pub restage_max_bytes: Option<&'a Rule>,
 }
 
 impl Policies {
     /// True when every path has the base policy, so no path needs to be known.
     pub fn is_uniform(&self) -> bool {
-        self.rules.is_empty()
+        self.rules.is_empty() && self.forced.is_empty()
     }
 
-    /// The policy of `path`, relative to the root of the mount, and where each value comes from.
-    pub fn explain(&self, path: &Path) -> (Policy, Origin) {
+    /// The policy of `path`, relative to the root of the mount, and where each value comes from; `own` is what the
+    /// file says of itself.
+    pub fn explain<'a>(&'a self, path: &Path, own: Option<&'a Rule>) -> (Policy, Origin<'a>) {
         let (mut p, mut o) = (self.base, Origin::default());
-        for (i, r) in self.rules.iter().enumerate().filter(|(_, r)| r.matcher.is_match(path)) {
+        for r in self.rules.iter().chain(own).chain(&self.forced).filter(|r| r.holds_for(path)) {
             if let Some(v) = r.mode {
-                (p.mode, o.mode) = (v, Some(i));
+                (p.mode, o.mode) = (v, Some(r));
             }
             if let Some(v) = r.durability {
-                (p.durability, o.durability) = (v, Some(i));
+                (p.durability, o.durability) = (v, Some(r));
             }
             if let Some(v) = r.method {
-                (p.method, o.method) = (v, Some(i));
+                (p.method, o.method) = (v, Some(r));
             }
             if let Some(v) = r.restage_max_bytes {
-                (p.restage_max_bytes, o.restage_max_bytes) = (v, Some(i));
+                (p.restage_max_bytes, o.restage_max_bytes) = (v, Some(r));
             }
         }
         (p, o)
@@ -186,7 +199,7 @@ impl Policies {
 
     /// The policy of `path`, relative to the root of the mount.
     pub fn resolve(&self, path: &Path) -> Policy {
-        if self.is_uniform() { self.base } else { self.explain(path).0 }
+        if self.is_uniform() { self.base } else { self.explain(path, None).0 }
     }
 }
 
@@ -201,19 +214,32 @@ mod tests {
         a.durability = Some(Durability::Always);
         let mut b = Rule::new("/cache/**", "t").unwrap();
         b.durability = Some(Durability::Relaxed);
-        let p = Policies { base: Policy::default(), rules: vec![a, b] };
-        let (got, from) = p.explain(Path::new("cache/x/y.db"));
+        let mut p = Policies { rules: vec![a, b], ..Policies::default() };
+        let (got, from) = p.explain(Path::new("cache/x/y.db"), None);
         assert_eq!((got.mode, got.durability), (WriteMode::InPlace, Durability::Relaxed));
-        assert_eq!((from.mode, from.durability, from.method), (Some(0), Some(1), None));
+        let globs = [from.mode, from.durability, from.method].map(|r| r.map(|r| r.glob.as_str()));
+        assert_eq!(globs, [Some("*.db"), Some("/cache/**"), None]);
         assert_eq!(p.resolve(Path::new("y.db")).durability, Durability::Always);
         assert_eq!(p.resolve(Path::new("other/cache/z")), Policy::default());
+
+        let mut own = Rule::everywhere("the file");
+        own.durability = Some(Durability::Fsync);
+        own.mode = Some(WriteMode::Replace);
+        let mut forced = Rule::everywhere("runtime change");
+        forced.mode = Some(WriteMode::Auto);
+        p.forced.push(forced);
+        let (got, from) = p.explain(Path::new("cache/x/y.db"), Some(&own));
+        assert_eq!((got.mode, got.durability), (WriteMode::Auto, Durability::Fsync));
+        let sources = [from.mode, from.durability].map(|r| r.map(|r| r.source.as_str()));
+        assert_eq!(sources, [Some("runtime change"), Some("the file")]);
+        assert_eq!(p.resolve(Path::new("")).mode, WriteMode::Auto);
     }
 
     #[test]
     fn star_stays_in_its_directory() {
         let mut r = Rule::new("mail/*/new", "t").unwrap();
         r.durability = Some(Durability::Always);
-        let p = Policies { base: Policy::default(), rules: vec![r] };
+        let p = Policies { rules: vec![r], ..Policies::default() };
         assert_eq!(p.resolve(Path::new("mail/bob/new")).durability, Durability::Always);
         assert_eq!(p.resolve(Path::new("mail/bob/x/new")).durability, Durability::Close);
     }

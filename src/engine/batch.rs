@@ -18,6 +18,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use super::Engine;
+use super::activity::StepTimes;
 use super::dir::{Dir, Place};
 use super::dispatch::{Cause, CommitError, Copy, Outcome, Step, Ticket, Work};
 use super::file::{Ctime, Version};
@@ -84,6 +85,8 @@ enum Flush {
 impl Engine {
     /// Runs a batch. Every ticket is answered, whatever happens.
     pub(super) fn run_batch(&self, batch: Vec<Ticket>) {
+        self.accounts.batch_sizes.record_value(batch.len() as u64);
+        let mut times = StepTimes::begin();
         let mut ops: Vec<_> = batch.into_iter().map(|ticket| Op { ticket, error: None, published: None }).collect();
         let steps: [(Step, fn(&Self, &mut [Op])); 3] =
             [(Step::Data, Self::flush_data), (Step::Publish, Self::publish_all), (Step::SyncParent, Self::barrier)];
@@ -100,12 +103,13 @@ impl Engine {
                 Counters::add(&self.counters.panics, 1);
                 ops.iter_mut().for_each(|op| op.fail(step, fault.clone()));
             }
+            times.end(step);
         }
         let replaced: Vec<_> = ops.iter().filter_map(Op::take_replaced).collect();
         for op in ops {
             // The last line: whoever waits is answered by the ticket's end, and the next are not held up.
             if let Err(fault) = contain(|| {
-                self.finish(op);
+                self.finish(op, &times);
                 Ok(())
             }) {
                 self.count_panic(&fault);
@@ -312,8 +316,9 @@ impl Engine {
     }
 
     /// Step 4 for one operation.
-    fn finish(&self, op: Op) {
+    fn finish(&self, op: Op, times: &StepTimes) {
         let result = outcome(&op);
+        self.note_commit(&op.ticket, times, result.is_ok());
         match &op.ticket.work {
             Work::Publish { file, version, place, .. } => match (op.published, &result) {
                 (Some(published), r) => {

@@ -33,6 +33,7 @@ impl Engine {
         if !h.dirty.load(Ordering::Acquire) || !h.ends_save(tid) {
             return done.answer(Ok(()));
         }
+        h.file.note_use(tid, h.policy.durability);
         let waits = matches!(h.policy.durability, Durability::Always | Durability::Close);
         self.commit_handle(h, waits, false, done);
     }

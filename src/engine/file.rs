@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
@@ -12,7 +12,7 @@ use super::dir::{Dir, Place};
 use super::dispatch::Done;
 use super::state::{Event, Phase};
 use crate::backend::{Anchor, FileId};
-use crate::config::policy::Policy;
+use crate::config::policy::{Durability, Policy};
 use crate::sys;
 
 /// An open backing inode that holds the content which programs see.
@@ -216,19 +216,45 @@ pub struct File {
     pub tag: u64,
     /// Readers of content and attributes share it; every change of phase takes it alone.
     pub state: RwLock<State>,
+    /// Thread that wrote or closed last, and under which level: only for what people are shown.
+    last_tid: AtomicU32,
+    last_level: AtomicU8,
 }
 
 impl File {
     /// A file that exists in the backing directory.
     pub fn committed(tag: u64, id: FileId, anchor: Anchor) -> Self {
-        Self { tag, state: RwLock::new(State { anchor: Some(anchor), id: Some(id), ..State::empty() }) }
+        Self::with(tag, State { anchor: Some(anchor), id: Some(id), ..State::empty() })
     }
 
     /// A file that exists as a staged version only.
     pub fn created(tag: u64, version: Version, place: Place) -> Self {
         let state =
             State { phase: Phase::Staged, version: Some(Arc::new(version)), names: vec![place], ..State::empty() };
-        Self { tag, state: RwLock::new(state) }
+        Self::with(tag, state)
+    }
+
+    fn with(tag: u64, state: State) -> Self {
+        Self { tag, state: RwLock::new(state), last_tid: AtomicU32::new(0), last_level: AtomicU8::new(0) }
+    }
+
+    /// Notes who uses the file; thread 0 is not known.
+    pub fn note_use(&self, tid: u32, level: Durability) {
+        if tid != 0 {
+            self.last_tid.store(tid, Ordering::Relaxed);
+        }
+        self.last_level.store(level as u8, Ordering::Relaxed);
+    }
+
+    /// Who used it last: thread, 0 when not known, and level.
+    pub fn last_use(&self) -> (u32, Durability) {
+        let level = match self.last_level.load(Ordering::Relaxed) {
+            l if l == Durability::Close as u8 => Durability::Close,
+            l if l == Durability::Fsync as u8 => Durability::Fsync,
+            l if l == Durability::Relaxed as u8 => Durability::Relaxed,
+            _ => Durability::Always,
+        };
+        (self.last_tid.load(Ordering::Relaxed), level)
     }
 
     /// Learns a name by lookup; the `only` one when the inode has a single link.
@@ -309,6 +335,7 @@ impl Handle {
 
     /// Notes who writes; 0: not known.
     pub fn note_writer(&self, tid: u32) {
+        self.file.note_use(tid, self.policy.durability);
         let mut writers = self.writers.lock();
         if writers.last() != Some(&tid) && !writers.contains(&tid) {
             writers.push(tid);

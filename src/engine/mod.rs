@@ -9,6 +9,7 @@
 //! [`Engine`] is all that the layer above may call. It calls `backend` only, and the layer above through
 //! [`Observer`].
 
+mod activity;
 mod batch;
 mod commit;
 pub mod dir;
@@ -87,7 +88,8 @@ pub struct Engine {
     pub commit_latency: Latency,
     /// One barrier.
     pub flush_latency: Latency,
-    /// A running mean of the same, microseconds.
+    accounts: activity::Accounts,
+    /// A running mean of the barriers, microseconds.
     recent_flush_us: AtomicU64,
     config: RwLock<Arc<Config>>,
     queue: Mutex<Option<Sender<Ticket>>>,
@@ -133,6 +135,7 @@ impl Engine {
             counters: Arc::default(),
             commit_latency: Latency::default(),
             flush_latency: Latency::default(),
+            accounts: activity::Accounts::default(),
             recent_flush_us: AtomicU64::new(0),
             config: RwLock::new(Arc::new(config)),
             queue: Mutex::new(Some(tx)),
@@ -189,6 +192,11 @@ impl Engine {
     /// The configuration that holds now.
     pub fn config(&self) -> Arc<Config> {
         self.config.read().clone()
+    }
+
+    /// Takes another configuration. What is open keeps the policy of its open; `batch_max` and `queue_max` stay.
+    pub fn configure(&self, config: Config) {
+        *self.config.write() = Arc::new(config);
     }
 
     /// A descriptor of a directory.

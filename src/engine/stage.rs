@@ -203,6 +203,7 @@ impl Engine {
         let grown = end - before;
         let max = self.config().limits.staging_max_bytes;
         if max > 0 && self.counters.staged_bytes.load(Ordering::Relaxed) + grown > max {
+            Counters::add(&self.counters.staging_full, 1);
             return Err(Errno::NOSPC);
         }
         v.accounted.store(end, Ordering::Relaxed);

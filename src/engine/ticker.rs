@@ -18,10 +18,13 @@ const OPEN_INTERVALS: u64 = 12;
 impl Engine {
     /// The ticker thread.
     pub(super) fn tick_until(self: &Arc<Self>, stop: &Receiver<()>) {
-        let interval = self.config().limits.commit_interval();
-        let period = (interval / 5).clamp(Duration::from_millis(5), Duration::from_secs(1));
-        let mut names_due = Instant::now() + interval;
-        while stop.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+        let interval = || self.config().limits.commit_interval();
+        let period = || (interval() / 5).clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let mut names_due = Instant::now() + interval();
+        while stop.recv_timeout(period()) == Err(RecvTimeoutError::Timeout) {
+            // It can have changed meanwhile.
+            let interval = interval();
+            names_due = names_due.min(Instant::now() + interval);
             let now = self.now_ms();
             let due = |st: &State| is_due(st, now, interval.as_millis() as u64);
             for file in self.unsettled_files().iter().filter(|f| due(&f.state.read())) {

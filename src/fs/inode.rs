@@ -17,6 +17,7 @@ use parking_lot::RwLock;
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
+use super::own::OnceOwn;
 use super::{ROOT, StaleCache};
 use crate::backend::{Anchor, Backing, FileId, file_type};
 use crate::engine::dir::{Dir, Place};
@@ -71,6 +72,8 @@ pub struct Node {
     /// What it is.
     pub kind: Kind,
     lookups: AtomicU64,
+    /// What the file says of its own policy, once that was read.
+    pub(super) own: OnceOwn,
     /// Backing inode of what is never replaced; for files the state knows.
     fixed: FileId,
 }
@@ -103,7 +106,13 @@ const OWN: u64 = 1 << 62;
 
 impl Table {
     pub(super) fn new(root: Dir, id: FileId, dev: u64, stale: Sender<Stale>) -> Self {
-        let node = Node { id: ROOT, kind: Kind::Dir(Arc::new(root)), lookups: AtomicU64::new(1), fixed: id };
+        let node = Node {
+            id: ROOT,
+            kind: Kind::Dir(Arc::new(root)),
+            lookups: AtomicU64::new(1),
+            own: OnceOwn::default(),
+            fixed: id,
+        };
         let mut maps = Maps::default();
         maps.nodes.insert(ROOT, Arc::new(node));
         maps.by_inode.insert(id, ROOT);
@@ -176,7 +185,8 @@ impl Table {
             return n.clone();
         }
         let kind = Kind::File(file.clone());
-        let node = Arc::new(Node { id: file.tag, kind, lookups: AtomicU64::new(1), fixed: id });
+        let node =
+            Arc::new(Node { id: file.tag, kind, lookups: AtomicU64::new(1), own: OnceOwn::default(), fixed: id });
         maps.nodes.insert(file.tag, node.clone());
         maps.by_inode.insert(id, file.tag);
         node
@@ -209,7 +219,7 @@ impl Table {
             }
             _ => Kind::Other(Other { anchor, pin: OnceLock::new() }),
         };
-        let node = Arc::new(Node { id: tag, kind, lookups: AtomicU64::new(1), fixed: id });
+        let node = Arc::new(Node { id: tag, kind, lookups: AtomicU64::new(1), own: OnceOwn::default(), fixed: id });
         node.learn_name(st, dir, name);
         maps.nodes.insert(tag, node.clone());
         maps.by_inode.insert(id, tag);

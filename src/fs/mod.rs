@@ -10,6 +10,7 @@ mod inode;
 mod ioctl;
 mod meta;
 mod names;
+mod own;
 mod reply;
 mod status;
 mod xattr;
@@ -177,7 +178,8 @@ impl Fs {
     /// The policy of a node, by the first name that is known.
     fn policy_of(&self, node: &Node) -> Policy {
         let config = self.engine.config();
-        if config.policies.is_uniform() {
+        let own = self.own_policy(&config, node);
+        if config.policies.is_uniform() && own.is_none() {
             return config.policies.base;
         }
         let place = match &node.kind {
@@ -185,7 +187,8 @@ impl Fs {
             Kind::Dir(d) => d.place.lock().clone(),
             Kind::Other(_) => None,
         };
-        config.policies.resolve(&place.map(|p| p.path()).unwrap_or_default())
+        let path = place.map(|p| p.path()).unwrap_or_default();
+        config.policies.explain(&path, own.as_deref()).0
     }
 
     /// `.fsys` in the root exists for nobody.

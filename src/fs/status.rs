@@ -45,6 +45,9 @@ impl Fs {
             policy: config.policies.base,
             rules: config.policies.rules.len(),
             settings: config.settings(),
+            // The life cycle knows these.
+            config: crate::telemetry::ConfigState::default(),
+            started_at: 0,
             oldest_uncommitted_ms: e.oldest_uncommitted_ms(),
             ops_per_batch_x100: counters.batched_ops * 100 / counters.batches.max(1),
             commit_latency: e.commit_latency.summary(),
@@ -84,18 +87,8 @@ impl Fs {
 
     fn report_node(&self, path: &Path, node: &Node) -> Result<PathReport, Errno> {
         let config = self.engine.config();
-        let (policy, from) = config.policies.explain(path);
-        let default = |key: &str| config.sources.get(key).cloned().unwrap_or_else(|| "built-in default".into());
-        let source = |rule: Option<usize>, key: &str| {
-            let told = rule.and_then(|i| config.policies.rules.get(i));
-            told.map_or_else(|| default(key), |r| format!("rule {:?} ({})", r.glob, r.source))
-        };
-        let origin = [
-            ("mode", from.mode),
-            ("durability", from.durability),
-            ("method", from.method),
-            ("restage_max_bytes", from.restage_max_bytes),
-        ];
+        let own = self.own_policy(&config, node);
+        let (policy, origin) = config.explain(path, own.as_deref());
         let (state, uncommitted_ms) = match &node.kind {
             Kind::File(f) => {
                 let st = f.state.read();
@@ -108,7 +101,7 @@ impl Fs {
         Ok(PathReport {
             path: path.display().to_string(),
             policy,
-            origin: origin.iter().map(|(k, rule)| ((*k).to_owned(), source(*rule, k))).collect(),
+            origin,
             state: state.into(),
             size: self.attr_of(node)?.stat.st_size as u64,
             uncommitted_ms,

@@ -1,6 +1,6 @@
 //! Extended attributes, ACLs among them.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use rustix::fs::{self as rfs, StatVfsMountFlags, XattrFlags};
@@ -66,9 +66,12 @@ impl Fs {
         flags: i32,
         reply: Reply<()>,
     ) {
+        if let Err(e) = self.node(node).and_then(|n| self.check_own(&n, name, value)) {
+            return reply.send(Err(e));
+        }
         let flags = XattrFlags::from_bits_retain(flags as u32);
         let (n, value) = (name.to_owned(), value.to_vec());
-        self.change_xattr(node, reply, move |path| {
+        self.change_xattr(node, name.to_owned(), reply, move |path| {
             let acl = if n == "system.posix_acl_access" { Some(rfs::stat(path)?) } else { None };
             rfs::setxattr(path, &n, &value, flags)?;
             acl.map_or(Ok(()), |before| drop_sgid(path, &before, &caller))
@@ -78,12 +81,13 @@ impl Fs {
     /// removexattr(2).
     pub fn removexattr(self: &Arc<Self>, node: u64, name: &OsStr, reply: Reply<()>) {
         let n = name.to_owned();
-        self.change_xattr(node, reply, move |path| rfs::removexattr(path, &n));
+        self.change_xattr(node, name.to_owned(), reply, move |path| rfs::removexattr(path, &n));
     }
 
     fn change_xattr(
         self: &Arc<Self>,
         id: u64,
+        name: OsString,
         reply: Reply<()>,
         change: impl Fn(&str) -> Result<(), Errno> + Send + 'static,
     ) {
@@ -92,11 +96,14 @@ impl Fs {
             Err(e) => return reply.send(Err(e)),
         };
         match self.with_node(&node, true, |fd| change(&Backing::proc_path(fd))) {
-            Access::Done(r) => reply.send(r),
+            Access::Done(r) => {
+                Self::own_changed(&node, &name);
+                reply.send(r);
+            }
             Access::Wait => {
                 let me = self.clone();
                 if let Ok(file) = node.file() {
-                    self.engine.park(file, Box::new(move || me.change_xattr(id, reply, change)));
+                    self.engine.park(file, Box::new(move || me.change_xattr(id, name, reply, change)));
                 }
             }
         }

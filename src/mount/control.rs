@@ -18,10 +18,11 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::Event;
+use super::live::{Live, Reloaded};
 use super::table::Mounted;
-use super::volume::Volume;
 use crate::error::{Error, Exit, Result};
-use crate::telemetry::{PathReport, Status};
+use crate::telemetry::activity::Sample;
+use crate::telemetry::{ConfigState, PathReport, Status};
 
 /// Largest request, in bytes; a path has at most 4096.
 const REQUEST_MAX: usize = 32 << 10;
@@ -45,6 +46,28 @@ pub enum Request {
         /// The path.
         path: Vec<u8>,
     },
+    /// The metrics, as Prometheus reads them.
+    Metrics,
+    /// Everything that a live view shows.
+    Sample,
+    /// Change values, all or none.
+    Set {
+        /// Names and values.
+        values: Vec<(String, String)>,
+        /// For the paths that match.
+        glob: Option<String>,
+    },
+    /// Take changes back, all or none.
+    Unset {
+        /// Names of the values; empty: every change.
+        keys: Vec<String>,
+        /// That were made for these paths.
+        glob: Option<String>,
+    },
+    /// The changes that hold.
+    Changes,
+    /// Read the configuration file again.
+    Reload,
     /// Wait until everything acknowledged is durable.
     Drain {
         /// At most this long, in milliseconds.
@@ -75,6 +98,14 @@ pub enum Answer {
     Status(Box<Status>),
     /// To [`Request::Get`].
     Path(Box<PathReport>),
+    /// To [`Request::Metrics`].
+    Metrics(String),
+    /// To [`Request::Sample`].
+    Sample(Box<Sample>),
+    /// To [`Request::Set`], [`Request::Unset`], [`Request::Changes`].
+    Config(Box<ConfigState>),
+    /// To [`Request::Reload`].
+    Reloaded(Reloaded),
     /// It is done.
     Done,
     /// It failed.
@@ -149,7 +180,7 @@ impl Server {
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub fn start(device: &str, volume: Arc<dyn Volume>, events: Sender<Event>) -> io::Result<Self> {
+    pub fn start(device: &str, live: Arc<Live>, events: Sender<Event>) -> io::Result<Self> {
         let dir = own_dir()?;
         let path = dir.join(device);
         let _lock = lock(&dir)?;
@@ -160,7 +191,7 @@ impl Server {
         }
         let listener = UnixListener::bind(&path)?;
         let inode = std::fs::symlink_metadata(&path)?.ino();
-        std::thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &volume, &events))?;
+        std::thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &live, &events))?;
         Ok(Self { path, inode })
     }
 }
@@ -187,7 +218,7 @@ fn lock(dir: &Path) -> io::Result<File> {
     Ok(dir)
 }
 
-fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, events: &Sender<Event>) {
+fn accept(listener: &UnixListener, live: &Arc<Live>, events: &Sender<Event>) {
     let open = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         let stream = match stream {
@@ -202,10 +233,10 @@ fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, events: &Sender<Eve
             answer(&stream, &Answer::Error(refused("too many requests at the same time", "try again")));
             continue;
         };
-        let (volume, events) = (volume.clone(), events.clone());
+        let (live, events) = (live.clone(), events.clone());
         let serve = move || {
             let _slot = slot;
-            serve(stream, &*volume, &events);
+            serve(stream, &live, &events);
         };
         if let Err(e) = std::thread::Builder::new().name("control-client".into()).spawn(serve) {
             tracing::warn!("control socket: {e}");
@@ -229,27 +260,31 @@ impl Drop for Slot {
     }
 }
 
-fn serve(stream: UnixStream, volume: &dyn Volume, events: &Sender<Event>) {
-    let reply = match request(&stream) {
-        Ok(Request::Stop { lazy }) => {
+fn serve(stream: UnixStream, live: &Live, events: &Sender<Event>) {
+    let reply = match allowed(&stream).and_then(|by| Ok((by, request(&stream)?))) {
+        Ok((_, Request::Stop { lazy })) => {
             if events.send(Event::Stop { lazy, client: stream }).is_err() {
                 tracing::warn!("a stop came while the daemon was ending");
             }
             return;
         }
-        Ok(request) => handle(request, volume),
+        Ok((by, request)) => handle(request, live, &by),
         Err(e) => Answer::Error(e),
     };
     answer(&stream, &reply);
 }
 
-/// Reads the request of a peer that may ask.
-fn request(stream: &UnixStream) -> Result<Request> {
+/// Who asks, for the log, if that one may.
+fn allowed(stream: &UnixStream) -> Result<String> {
     let peer = rustix::net::sockopt::socket_peercred(stream).map_err(|e| refused(e, "try again"))?;
     let uid = peer.uid.as_raw();
     if uid != 0 && uid != me() {
         return Err(refused(format!("user {uid} may not control this mount"), "ask the user who mounted it, or root"));
     }
+    Ok(format!("user {uid}, pid {}", peer.pid.as_raw_nonzero()))
+}
+
+fn request(stream: &UnixStream) -> Result<Request> {
     let line = read_line(stream).map_err(|e| refused(e, "send one JSON line"))?;
     Request::parse(&line)
 }
@@ -274,9 +309,18 @@ fn read_line(mut stream: &UnixStream) -> io::Result<Vec<u8>> {
     }
 }
 
-fn handle(request: Request, volume: &dyn Volume) -> Answer {
+fn handle(request: Request, live: &Live, by: &str) -> Answer {
+    tracing::debug!(by, ?request, "asked over the control socket");
+    let volume = live.volume();
+    let config = |r: Result<()>| r.map_or_else(Answer::Error, |()| Answer::Config(Box::new(live.state())));
     match request {
-        Request::Status => Answer::Status(Box::new(volume.status())),
+        Request::Status => Answer::Status(Box::new(live.status())),
+        Request::Metrics => Answer::Metrics(live.metrics()),
+        Request::Sample => Answer::Sample(Box::new(live.sample())),
+        Request::Set { values, glob } => config(live.set(&values, glob.as_deref(), by)),
+        Request::Unset { keys, glob } => config(live.unset(&keys, glob.as_deref(), by)),
+        Request::Changes => config(Ok(())),
+        Request::Reload => live.reload(by).map_or_else(Answer::Error, Answer::Reloaded),
         Request::Get { path } => {
             let path = PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(path));
             match volume.report(&path) {
@@ -334,11 +378,14 @@ mod tests {
 
     use super::super::testing::Fake;
     use super::*;
+    use crate::config::Config;
+    use crate::config::options::Options;
 
     fn server(name: &str) -> (Server, mpsc::Receiver<Event>, PathBuf) {
         let (sender, inbox) = mpsc::channel();
         let name = format!("test-{}-{name}", std::process::id());
-        let server = Server::start(&name, Arc::new(Fake), sender).unwrap();
+        let live = Live::new(Arc::new(Fake), Options::default(), Config::default());
+        let server = Server::start(&name, Arc::new(live), sender).unwrap();
         let path = server.path.clone();
         (server, inbox, path)
     }

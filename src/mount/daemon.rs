@@ -1,20 +1,15 @@
 //! Going to the background, without fork in a threaded program: the parent starts this executable again and
 //! waits on a pipe, the child's standard output, for what becomes of it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
-use super::control;
-use crate::config::options::Options;
 use crate::error::{Error, Exit, Result};
 
 /// Marks the environment of the child.
@@ -128,44 +123,4 @@ pub fn background(log: &Path) -> Result<Exit> {
 
 fn failed(what: &str, why: impl std::fmt::Display) -> Error {
     Error::new(Exit::Internal, what, why, "nothing is mounted; no file was touched", "run it with -f to see more")
-}
-
-/// The file that a daemon logs to: `log_file=`, or one named after the mount point in the runtime directory.
-pub fn log_path(options: &Options, mountpoint: &Path) -> PathBuf {
-    let name = mountpoint.to_string_lossy().trim_matches('/').replace('/', "-");
-    options.log_file.clone().unwrap_or_else(|| {
-        let dir = control::socket_dirs(rustix::process::geteuid().as_raw()).remove(0);
-        control::own_dir().unwrap_or(dir).join(format!("{name}.log"))
-    })
-}
-
-/// Sets up the log: to the file at `to`, or to standard error. A daemon's standard error, where a panic speaks,
-/// goes to the same file.
-///
-/// # Errors
-/// The file cannot be opened.
-pub fn start_log(options: &Options, to: Option<&Path>, background: bool) -> Result<()> {
-    let mut writer = BoxMakeWriter::new(std::io::stderr);
-    if let Some(path) = to {
-        let nofollow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-        let mut open = OpenOptions::new();
-        let file = open.create(true).append(true).mode(0o600).custom_flags(nofollow).open(path);
-        let unusable = |e| {
-            let mut e = failed(&format!("cannot write the log {}", path.display()), e);
-            (e.exit, e.action) = (Exit::System, "correct the path, or choose another with -o log_file=FILE".into());
-            e
-        };
-        let file = file.map_err(unusable)?;
-        if background {
-            rustix::stdio::dup2_stderr(&file).map_err(|e| unusable(e.into()))?;
-        }
-        writer = BoxMakeWriter::new(Mutex::new(file));
-    }
-    let level = match options.log.as_deref().unwrap_or("info") {
-        // Below debug, what the FUSE library has to say is not for the people who run this.
-        level @ ("debug" | "trace") => level.to_owned(),
-        level => format!("{level},fuser=error"),
-    };
-    let log = tracing_subscriber::fmt().with_env_filter(level).with_writer(writer).with_ansi(false);
-    log.try_init().map_err(|e| failed("cannot start the log", e))
 }

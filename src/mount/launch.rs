@@ -15,6 +15,7 @@ use crate::engine::Engine;
 use crate::engine::layout::Layout;
 use crate::error::{Errno, Error, Exit, Result};
 use crate::fs::Fs;
+use crate::telemetry::activity::{Activity, Histograms};
 use crate::telemetry::{PathReport, Status};
 use crate::transport::fuser::Mounted;
 
@@ -113,6 +114,18 @@ fn fuse_config(o: &FuseOptions, root: &Path, backing: StatVfsMountFlags, threads
 impl Volume for FsVolume {
     fn status(&self) -> Status {
         self.fs.status(&self.root, &self.mountpoint)
+    }
+
+    fn histograms(&self) -> Histograms {
+        self.fs.engine().histograms()
+    }
+
+    fn activity(&self) -> Activity {
+        self.fs.engine().activity()
+    }
+
+    fn configure(&self, config: crate::config::Config) {
+        self.fs.engine().configure(config);
     }
 
     fn report(&self, relative: &Path) -> Result<PathReport, Errno> {

@@ -9,7 +9,10 @@ pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod launch;
+pub mod live;
+pub mod log;
 pub mod process;
+pub mod scrape;
 pub mod table;
 pub mod unmount;
 pub mod volume;
@@ -32,6 +35,7 @@ use crate::engine::recover::recover;
 use crate::error::{Errno, Error, Exit, Result};
 use control::{Answer, Server, answer, not_drained};
 use daemon::Starter;
+use live::Live;
 use table::Mounted;
 use volume::{Launch, Launcher, Session, Volume};
 
@@ -88,15 +92,15 @@ pub fn run(mut request: Request, launcher: Launcher) -> Result<Exit> {
     if request.fake {
         return check::place(&request.backing, &request.mountpoint).map(|_| Exit::Ok);
     }
-    let log = daemon::log_path(&request.options, &request.mountpoint);
+    let log_file = log::path(&request.options, &request.mountpoint);
     let mut starter = match Starter::in_child()? {
         Some(child) => child,
         None if request.foreground => Starter::terminal(),
-        None => return daemon::background(&log),
+        None => return daemon::background(&log_file),
     };
     let background = starter.is_background();
-    let to = if background { Some(log.as_path()) } else { request.options.log_file.as_deref() };
-    let started = daemon::start_log(&request.options, to, background);
+    let to = if background { Some(log_file.as_path()) } else { request.options.log_file.as_deref() };
+    let started = log::start(&config.service, to, background);
     let result = started.and_then(|()| serve(&request, config, launcher, &mut starter));
     match result {
         // The parent says it; here it belongs into the log.
@@ -124,13 +128,21 @@ fn serve(request: &Request, config: Config, launcher: Launcher, starter: &mut St
     prepare_process()?;
     watch_signals(events.clone())?;
     let (root, mountpoint) = (place.backing.as_path(), place.mountpoint.as_path());
-    let (volume, session) = launcher(Launch { root, mountpoint, config, fuse: request.options.fuse.clone(), layout })?;
+    let launch = Launch { root, mountpoint, config: config.clone(), fuse: request.options.fuse.clone(), layout };
+    let (volume, session) = launcher(launch)?;
     watch_session(session, events.clone())?;
-    let mut running = Running { mountpoint: place.mountpoint.clone(), device: String::new(), volume, inbox };
+    let live = Arc::new(Live::new(volume.clone(), request.options.clone(), config));
+    let mut running = Running { mountpoint: place.mountpoint.clone(), device: String::new(), volume, live, inbox };
     running.come_up(&place, note.as_ref())?;
-    let server = Server::start(&running.device, running.volume.clone(), events)
+    let server = Server::start(&running.device, running.live.clone(), events)
         .map_err(|e| starter.note(&format!("`fsys` will not reach this mount: {e}")))
         .ok();
+    if let Some(at) = running.live.metrics_address() {
+        match scrape::start(at, running.live.clone()) {
+            Ok(at) => tracing::info!("metrics at http://{at}/metrics"),
+            Err(e) => starter.note(&format!("no metrics at {at}: {e}; `fsys metrics` has them, and the mount is well")),
+        }
+    }
     tracing::info!("{} is mounted on {}", place.backing.display(), place.mountpoint.display());
     notify(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
     starter.ready();
@@ -238,6 +250,7 @@ struct Running {
     mountpoint: PathBuf,
     device: String,
     volume: Arc<dyn Volume>,
+    live: Arc<Live>,
     inbox: Receiver<Event>,
 }
 
@@ -262,7 +275,7 @@ impl Running {
         let (mut asked_by, mut broken) = (None, false);
         while let Ok(event) = self.inbox.recv() {
             match event {
-                Event::Signal(SIGHUP) => tracing::info!("SIGHUP: ignored; the configuration is read when mounting"),
+                Event::Signal(SIGHUP) => self.hang_up(),
                 Event::Signal(signal) => {
                     tracing::info!("signal {signal}: draining, then unmounting");
                     self.stop_by_signal();
@@ -290,6 +303,16 @@ impl Running {
             tracing::error!("ended {}: {}", status.health, status.reason);
         }
         (if broken { Exit::Internal } else { exit }, asked_by)
+    }
+
+    /// SIGHUP: the log file may have been moved away, the configuration may have been edited.
+    fn hang_up(&self) {
+        log::reopen();
+        let now = NotifyState::monotonic_usec_now().ok();
+        notify(&[NotifyState::Reloading].into_iter().chain(now).collect::<Vec<_>>());
+        // Logged there, with what to do.
+        drop(self.live.reload("SIGHUP"));
+        notify(&[NotifyState::Ready]);
     }
 
     /// A session that broke leaves its mount behind, dead: it is taken away.

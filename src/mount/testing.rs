@@ -4,9 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::volume::{DrainError, Volume};
+use crate::config::Config;
 use crate::config::policy::Policy;
 use crate::error::Errno;
-use crate::telemetry::{CounterValues, LatencySummary, PathReport, Status};
+use crate::telemetry::activity::{Activity, Histograms};
+use crate::telemetry::{ConfigState, CounterValues, LatencySummary, PathReport, Status};
 
 /// Healthy; a drain of less than 10 ms times out; `no` does not exist.
 pub struct Fake;
@@ -26,6 +28,7 @@ pub fn status() -> Status {
         policy: Policy::default(),
         rules: 0,
         settings: Vec::new(),
+        config: ConfigState::default(),
         oldest_uncommitted_ms: 0,
         ops_per_batch_x100: 0,
         commit_latency: LatencySummary::default(),
@@ -34,6 +37,7 @@ pub fn status() -> Status {
         failed: Vec::new(),
         inodes: 0,
         handles: 0,
+        started_at: 0,
     }
 }
 
@@ -41,6 +45,13 @@ impl Volume for Fake {
     fn status(&self) -> Status {
         status()
     }
+    fn histograms(&self) -> Histograms {
+        Histograms::default()
+    }
+    fn activity(&self) -> Activity {
+        Activity::default()
+    }
+    fn configure(&self, _: Config) {}
     fn report(&self, relative: &Path) -> Result<PathReport, Errno> {
         if relative == Path::new("no") {
             return Err(Errno::NOENT);

@@ -10,6 +10,7 @@ use crate::config::Config;
 pub use crate::config::options::{Access, FuseOptions};
 use crate::engine::layout::Layout;
 use crate::error::{Errno, Result};
+use crate::telemetry::activity::{Activity, Histograms};
 use crate::telemetry::{PathReport, Status};
 
 /// Subtype of every mount, so that its type is shown as `fuse.fsys` and found again by that.
@@ -19,6 +20,15 @@ pub const SUBTYPE: &str = "fsys";
 pub trait Volume: Send + Sync {
     /// What `fsys status` shows; the mount point is filled in.
     fn status(&self) -> Status;
+
+    /// How long things took, since the mount.
+    fn histograms(&self) -> Histograms;
+
+    /// The busiest and slowest of late.
+    fn activity(&self) -> Activity;
+
+    /// Takes a configuration; it holds for what is opened and committed from now on.
+    fn configure(&self, config: Config);
 
     /// What `fsys get` shows of a path relative to the root of the mount; empty: the root.
     ///

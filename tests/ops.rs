@@ -1,0 +1,377 @@
+//! What an operations team does with a running mount: look, change, reload. Needs root and /dev/fuse.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use common::mount::fsys;
+use common::{Mount, can_mount, wait_until};
+use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
+use rustix::process::{Signal, kill_process};
+use serde_json::Value;
+
+const LONG: Duration = Duration::from_secs(120);
+
+/// A mount with a configuration file and a log of its own.
+struct Site {
+    dir: tempfile::TempDir,
+    mount: Mount,
+}
+
+impl Site {
+    fn new(config: &str, options: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (backing, file) = (dir.path().join("data"), dir.path().join("fsys.toml"));
+        fs::create_dir(&backing).unwrap();
+        fs::write(&file, config).unwrap();
+        let log = dir.path().join("fsys.log");
+        let mut args = vec!["--config".to_owned(), file.display().to_string()];
+        args.extend(["-o".to_owned(), format!("log_file={}{options}", log.display())]);
+        Self { mount: Mount::start_with(&backing, args), dir }
+    }
+
+    fn config(&self, text: &str) {
+        fs::write(self.dir.path().join("fsys.toml"), text).unwrap();
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("fsys.log")).unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.mount.path().join(name)
+    }
+
+    /// `fsys VERB ARGS... MOUNT`
+    fn fsys(&self, args: &[&str]) -> Output {
+        fsys().args(args).arg(self.mount.path()).output().unwrap()
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.fsys(args);
+        assert!(output.status.success(), "{args:?}: {}{}", err(&output), self.log());
+        out(&output)
+    }
+
+    /// The value of `key` for a path, and where it comes from.
+    fn get(&self, name: &str, key: &str) -> (String, String) {
+        let output = fsys().args(["get", "--json"]).arg(self.path(name)).output().unwrap();
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", err(&output)));
+        let source = json["origin"].as_array().unwrap().iter().find(|o| o[0] == key).unwrap()[1].as_str().unwrap();
+        (json["policy"][key].as_str().unwrap().to_owned(), source.to_owned())
+    }
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn pair(value: &str, source: &str) -> (String, String) {
+    (value.to_owned(), source.to_owned())
+}
+
+#[test]
+fn a_runtime_change_wins_is_logged_and_can_be_taken_back() {
+    if !can_mount("runtime changes") {
+        return;
+    }
+    let s = Site::new("[[rule]]\nmatch = \"*.db\"\ndurability = \"fsync\"\n", "");
+    fs::write(s.path("a.db"), "x").unwrap();
+    let rule = s.get("a.db", "durability");
+    assert!(rule.0 == "fsync" && rule.1.starts_with("rule `*.db`"), "{rule:?}");
+
+    s.ok(&["set", "durability=always"]);
+    assert_eq!(s.get("a.db", "durability"), pair("always", "runtime change"));
+    s.ok(&["set", "durability=relaxed", "--match", "*.db"]);
+    assert_eq!(s.get("a.db", "durability"), pair("relaxed", "rule `*.db` (runtime change)"));
+    let list = s.ok(&["set", "--list"]);
+    assert!(
+        list.contains("durability=always  everywhere") && list.contains("durability=relaxed  for `*.db`"),
+        "{list}"
+    );
+    assert_eq!(s.mount.status()["config"]["changes"].as_array().unwrap().len(), 2);
+    assert!(s.log().contains("durability is set to relaxed for `*.db`") && s.log().contains("user 0"), "{}", s.log());
+
+    s.ok(&["set", "--unset", "durability", "--match", "*.db"]);
+    assert_eq!(s.get("a.db", "durability").0, "always");
+    s.ok(&["set", "--unset", "--all"]);
+    assert_eq!(s.get("a.db", "durability"), rule);
+}
+
+/// A change is not only shown: what it says happens.
+#[test]
+fn a_runtime_change_takes_effect() {
+    if !can_mount("effect of runtime changes") {
+        return;
+    }
+    let s = Site::new("", ",commit_interval_ms=3600000");
+    let backing = |name: &str| s.mount.backing().join(name);
+    fs::write(s.path("waits"), "x").unwrap();
+    assert_eq!(fs::read_to_string(backing("waits")).unwrap(), "x", "the close waited for its commit");
+    s.ok(&["set", "durability=relaxed"]);
+    fs::write(s.path("later"), "x").unwrap();
+    assert!(!backing("later").exists(), "the close did not wait, and the interval is an hour");
+    // The ticker takes the new interval without a restart.
+    s.ok(&["set", "commit_interval_ms=10"]);
+    assert!(wait_until(LONG, || backing("later").exists()), "the shorter interval never came to count");
+    s.ok(&["set", "mode=in-place"]);
+    fs::write(s.path("direct"), "x").unwrap();
+    assert!(backing("direct").exists());
+
+    assert!(!s.log().contains("DEBUG"));
+    s.ok(&["set", "log=debug"]);
+    let asked = || s.mount.status()["config"]["changes"].as_array().unwrap().len() == 4;
+    assert!(asked() && s.log().contains("DEBUG"), "{}", s.log());
+    s.ok(&["set", "staging_max_bytes=4096", "mode=replace", "durability=close"]);
+    assert!(fs::write(s.path("large"), vec![1; 1 << 20]).is_err(), "the bound on staged bytes holds from now on");
+}
+
+#[test]
+fn what_cannot_be_changed_is_refused_whole_and_says_what_to_do() {
+    if !can_mount("refused runtime changes") {
+        return;
+    }
+    let s = Site::new("", "");
+    for (args, why) in [
+        (&["set", "threads=3"][..], "mount again"),
+        (&["set", "durability=relaxed", "window_us=x"], "`window_us` cannot be changed so"),
+        (&["set", "durabilty=close"], "did you mean `durability`?"),
+        (&["set", "window_us=3", "--match", "*"], "leave --match out"),
+        (&["set", "--unset", "mode"], "no runtime change"),
+        (&["set", "--unset"], "--all"),
+        (&["set"], "no value"),
+    ] {
+        let output = s.fsys(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {}", err(&output));
+        let text = err(&output);
+        assert!(text.contains(why) && text.contains("effect: nothing was changed"), "{args:?}: {text}");
+    }
+    assert_eq!(s.ok(&["set", "--list"]).trim(), "no runtime changes");
+    // Only the owner: the socket lies in a directory that nobody else enters, and the daemon asks who is there.
+    let stranger = fsys().args(["set", "durability=relaxed"]).arg(s.mount.path()).current_dir("/").output_as(65534);
+    assert_eq!(stranger.status.code(), Some(2), "{}", err(&stranger));
+    assert!(err(&stranger).contains("as root"), "{}", err(&stranger));
+}
+
+/// Runs a command as another user.
+trait As {
+    fn output_as(&mut self, uid: u32) -> Output;
+}
+
+impl As for std::process::Command {
+    fn output_as(&mut self, uid: u32) -> Output {
+        use std::os::unix::fs::PermissionsExt;
+        use std::os::unix::process::CommandExt;
+        // The build directory may be closed to others.
+        let copy = tempfile::Builder::new().prefix("fsys-").tempfile().unwrap().into_temp_path();
+        fs::copy(self.get_program(), &copy).unwrap();
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+        let args: Vec<_> = self.get_args().map(ToOwned::to_owned).collect();
+        std::process::Command::new(&copy).args(args).current_dir("/").uid(uid).gid(uid).output().unwrap()
+    }
+}
+
+#[test]
+fn the_file_is_read_again_by_reload_and_by_sighup() {
+    if !can_mount("reload") {
+        return;
+    }
+    let s = Site::new("durability = \"fsync\"\n", "");
+    fs::write(s.path("f"), "x").unwrap();
+    s.config("durability = \"always\"\n[limits]\nqueue_max = 7\nwindow_us = 5\n[[rule]]\nmatch = \"*.x\"\n");
+    let text = s.ok(&["reload"]);
+    for part in ["1 rule(s)", "durability=always from now on", "window_us=5", "queue_max=7 with the next mount"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(s.get("f", "durability").1.ends_with("fsys.toml:1"));
+    assert!(s.ok(&["status"]).contains("queue_max=7"));
+
+    // A file with an error changes nothing and says so, here, in the log and in the status.
+    s.config("durability = \"relaxed\"\ndurabilty = \"x\"\n");
+    let failed = s.fsys(&["reload"]);
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(err(&failed).contains("fsys.toml:2:1") && err(&failed).contains("goes on"), "{}", err(&failed));
+    assert_eq!(s.get("f", "durability").0, "always");
+    let status = s.ok(&["status"]);
+    assert!(status.starts_with("healthy") && status.contains("fsys.toml:2:1"), "{status}");
+    assert!(s.log().contains("fsys.toml:2:1"));
+
+    // SIGHUP, with the log moved away as logrotate does.
+    let moved = s.dir.path().join("fsys.log.1");
+    fs::rename(s.dir.path().join("fsys.log"), &moved).unwrap();
+    s.config("durability = \"relaxed\"\n");
+    kill_process(s.mount.pid(), Signal::HUP).unwrap();
+    assert!(wait_until(LONG, || s.get("f", "durability").0 == "relaxed"), "SIGHUP did not reload");
+    assert!(wait_until(LONG, || s.dir.path().join("fsys.log").exists() && s.log().contains("SIGHUP")));
+    assert!(!s.ok(&["status"]).contains("fsys.toml:2:1"), "the error is gone with its cause");
+}
+
+#[test]
+fn without_a_file_reload_says_so() {
+    if !can_mount("reload without a file") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mount = Mount::start(dir.path(), "");
+    let output = fsys().arg("reload").arg(mount.path()).output().unwrap();
+    assert!(output.status.code() == Some(1) && err(&output).contains("fsys set"), "{}", err(&output));
+}
+
+const POLICY: &str = "user.fsys.policy";
+
+fn set_policy(path: &Path, value: &str) -> rustix::io::Result<()> {
+    setxattr(path, POLICY, value.as_bytes(), XattrFlags::empty())
+}
+
+#[test]
+fn a_file_sets_its_own_policy_where_that_is_allowed() {
+    if !can_mount("policy by xattr") {
+        return;
+    }
+    let s = Site::new(
+        "xattr_policy = true\n[[rule]]\nmatch = \"*\"\ndurability = \"always\"\n",
+        ",commit_interval_ms=3600000",
+    );
+    let file = s.path("f");
+    fs::write(&file, "one").unwrap();
+    for nonsense in ["durability=sometimes", "durability", "threads=3", "mode=auto;durability=close", "\u{1}"] {
+        assert_eq!(set_policy(&file, nonsense), Err(rustix::io::Errno::INVAL), "{nonsense}");
+    }
+    assert_eq!(set_policy(s.mount.path(), "durability=relaxed"), Err(rustix::io::Errno::INVAL), "a directory has none");
+    assert_eq!(s.get("f", "durability").0, "always");
+    set_policy(&file, "durability=relaxed,mode=replace").unwrap();
+    assert_eq!(s.get("f", "durability"), pair("relaxed", "xattr user.fsys.policy"));
+    // It holds: the close does not wait any more, and the interval is an hour.
+    fs::write(&file, "two").unwrap();
+    assert_eq!(fs::read_to_string(s.mount.backing().join("f")).unwrap(), "one");
+    s.ok(&["drain"]);
+    assert_eq!(fs::read_to_string(s.mount.backing().join("f")).unwrap(), "two");
+    // It survives the replace, as every xattr does; a runtime change wins over it.
+    assert_eq!(s.get("f", "durability").0, "relaxed");
+    s.ok(&["set", "durability=close"]);
+    assert_eq!(s.get("f", "durability"), pair("close", "runtime change"));
+    assert_eq!(s.get("f", "mode"), pair("replace", "xattr user.fsys.policy"));
+    s.ok(&["set", "--unset", "--all"]);
+    removexattr(&file, POLICY).unwrap();
+    assert_eq!(s.get("f", "durability").0, "always");
+}
+
+/// Off, it is an xattr as any other, and none is believed that came in by another way.
+#[test]
+fn a_policy_by_xattr_counts_only_where_it_is_allowed() {
+    if !can_mount("policy by xattr, off") {
+        return;
+    }
+    let s = Site::new("", "");
+    let file = s.path("f");
+    fs::write(&file, "x").unwrap();
+    set_policy(&file, "nonsense").unwrap();
+    let mut value = [0; 64];
+    let n = getxattr(&file, POLICY, &mut value[..]).unwrap();
+    assert_eq!(&value[..n], b"nonsense");
+    assert_eq!(s.get("f", "durability"), pair("close", "built-in default"));
+    s.ok(&["set", "xattr_policy=true"]);
+    assert_eq!(s.get("f", "durability"), pair("close", "built-in default"), "what is not valid does not count");
+    assert!(s.log().contains("does not count"), "{}", s.log());
+    setxattr(s.mount.backing().join("f"), "user.other", b"1", XattrFlags::empty()).unwrap();
+    set_policy(&file, "durability=fsync").unwrap();
+    assert_eq!(s.get("f", "durability").0, "fsync");
+    s.ok(&["set", "--unset", "xattr_policy"]);
+    assert_eq!(s.get("f", "durability").0, "close");
+}
+
+/// Runs promtool of the package `prometheus`, from PATH or `FSYS_PROMTOOL`; `None` where it is not there.
+fn promtool(args: &[&str], input: &str) -> Option<Output> {
+    let program = std::env::var_os("FSYS_PROMTOOL").unwrap_or_else(|| "promtool".into());
+    let mut child = std::process::Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    Some(child.wait_with_output().unwrap())
+}
+
+fn scrape(address: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// The value of a sample, by its name with labels.
+fn sample(text: &str, name: &str) -> f64 {
+    let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+}
+
+#[test]
+fn metrics_over_socket_and_address_are_what_prometheus_reads() {
+    if !can_mount("metrics") {
+        return;
+    }
+    // A port that is free now.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let s = Site::new("", &format!(",metrics={address}"));
+    for i in 0..20 {
+        fs::write(s.path(&format!("f{i}")), "x").unwrap();
+    }
+    let text = s.ok(&["metrics"]);
+    assert!(sample(&text, "fsys_commits_total") >= 20.0);
+    assert!(sample(&text, "fsys_commit_seconds_count{durability=\"close\"}") >= 20.0);
+    assert!(sample(&text, "fsys_flush_seconds_count") > 0.0);
+    assert_eq!(sample(&text, "fsys_health{state=\"healthy\"}"), 1.0);
+    let operations = sample(&text, "fsys_batch_operations_sum");
+    assert_eq!(operations, sample(&text, "fsys_batched_ops_total"), "each operation was in one batch");
+
+    let answer = scrape(&address);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.0 200"), "{head}");
+    let families = |t: &str| t.lines().filter(|l| l.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(families(&text), families(body));
+
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/prometheus/fsys.rules.yml");
+    match promtool(&["check", "metrics"], body) {
+        Some(checked) => {
+            assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
+            let checked = promtool(&["check", "rules", rules.to_str().unwrap()], "").unwrap();
+            assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
+            // It can fail.
+            assert!(!promtool(&["check", "metrics"], "fsys_x{ 1\n").unwrap().status.success());
+        }
+        None => common::say("promtool is not there: the metrics were not checked by it (Debian: prometheus)"),
+    }
+}
+
+#[test]
+fn metrics_are_not_served_to_other_machines_by_accident() {
+    if !can_mount("metrics address") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (data, mnt) = (dir.path().join("data"), dir.path().join("mnt"));
+    fs::create_dir(&data).unwrap();
+    fs::create_dir(&mnt).unwrap();
+    let mut command = common::mount::fsys_mount();
+    let output = command.args(["-o", "metrics=0.0.0.0:9469"]).args([&data, &mnt]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("other machines") && err(&output).contains("metrics_remote"), "{}", err(&output));
+    // A port that is taken is no reason not to mount.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let s = Site::new("", &format!(",metrics={}", taken.local_addr().unwrap()));
+    assert!(s.mount.log().contains("no metrics at"), "{}", s.mount.log());
+}
