@@ -27,6 +27,8 @@ Options (-o), later ones win:
   rule=GLOB:KEY=VALUE[:...]      the four values above, for the paths that match
   window_us=N batch_max=N queue_max=N commit_interval_ms=N pending_max=N
   staging_max_bytes=N cache_ms=N threads=N      bounds and times
+  transport=auto|fuser|io-uring  how the kernel's requests come: over /dev/fuse, or through io_uring
+                                 (faster; needs /sys/module/fuse/parameters/enable_uring=Y); `fsys status` says which
   config=FILE  log=error|warn|info|debug|trace  log_file=FILE  fsname=NAME
   ro rw allow_other allow_root dev nodev suid nosuid exec noexec atime noatime
   sync                           the same as durability=always
@@ -158,7 +160,9 @@ mod tests {
         Args::command().debug_assert();
         HelperArgs::command().debug_assert();
         let help = Args::command().render_long_help().to_string();
-        for key in crate::config::keys::POLICY.into_iter().chain(crate::config::keys::LIMITS) {
+        for key in
+            crate::config::keys::POLICY.into_iter().chain(crate::config::keys::LIMITS).chain(crate::config::keys::MOUNT)
+        {
             assert!(help.contains(key), "{key} is not in the help");
         }
         assert!(help.contains("Exit codes:") && help.contains("fstab:"));

@@ -18,7 +18,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
-use super::keys::{LIMITS, POLICY, Refused, is_number};
+use super::keys::{LIMITS, MOUNT, POLICY, Refused, is_number};
 use super::policy::Rule;
 use crate::error::{Error, Exit, Result};
 
@@ -47,9 +47,9 @@ pub fn parse(text: &str, name: &str, config: &mut Config) -> Result<()> {
         match key.get_ref().as_ref() {
             "limits" => file.limits(value, config)?,
             "rule" => file.rules(value, config)?,
-            name if POLICY.contains(&name) => file.set(key.span(), name, value, config)?,
+            name if POLICY.contains(&name) || MOUNT.contains(&name) => file.set(key.span(), name, value, config)?,
             name => {
-                let known = POLICY.into_iter().chain(["limits", "rule"]);
+                let known = POLICY.into_iter().chain(MOUNT).chain(["limits", "rule"]);
                 let mut refused = Refused::unknown("key", name, known);
                 if LIMITS.contains(&name) {
                     refused.action = format!("put `{name}` under [limits]");
@@ -190,6 +190,7 @@ mod tests {
     fn errors_name_line_column_and_remedy() {
         for (text, place, why, action) in [
             ("mode = 3", ":1:8:", "`mode` is of type integer", "give a string"),
+            ("transport = \"pigeon\"", ":1:13:", "`pigeon` is no value", "auto, fuser, io-uring"),
             ("\n  mood = \"auto\"", ":2:3:", "unknown key `mood`", "did you mean `mode`?"),
             ("threads = 2", ":1:1:", "unknown key `threads`", "put `threads` under [limits]"),
             ("[limits]\nthreads = \"2\"", ":2:11:", "is of type string", "give a whole number"),

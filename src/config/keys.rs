@@ -24,6 +24,9 @@ pub const LIMITS: [&str; 8] = [
     "threads",
 ];
 
+/// Names of what concerns the mount as a whole and is no number.
+pub const MOUNT: [&str; 1] = ["transport"];
+
 /// Where a value comes from that nobody set.
 pub const BUILT_IN: &str = "built-in default";
 
@@ -163,13 +166,16 @@ pub struct Setting {
 }
 
 impl Config {
-    /// Sets a limit or a value of the base policy by its name; `source` says who did.
+    /// Sets a limit, a value of the base policy or of the mount by its name; `source` says who did.
     pub fn set(&mut self, key: &str, value: &str, source: &str) -> Result<(), Refused> {
-        let Some(name) = POLICY.into_iter().chain(LIMITS).find(|k| *k == key) else {
-            return Err(Refused::unknown("key", key, POLICY.into_iter().chain(LIMITS)));
+        let all = || POLICY.into_iter().chain(LIMITS).chain(MOUNT);
+        let Some(name) = all().find(|k| *k == key) else {
+            return Err(Refused::unknown("key", key, all()));
         };
         if POLICY.contains(&name) {
             self.policies.base.set(key, value)?;
+        } else if MOUNT.contains(&name) {
+            self.transport = word(key, value)?;
         } else {
             self.set_limit(key, value)?;
         }
@@ -199,7 +205,7 @@ impl Config {
         self.sources.get(key).map_or(BUILT_IN, String::as_str)
     }
 
-    /// Every limit and every value of the base policy, with its source.
+    /// Every limit and every value of the base policy and of the mount, with its source.
     pub fn settings(&self) -> Vec<Setting> {
         let l = &self.limits;
         let limits = [
@@ -214,6 +220,7 @@ impl Config {
         ];
         let values = self.policies.base.values();
         let all = values.into_iter().chain(LIMITS.into_iter().zip(limits.map(|n| n.to_string())));
+        let all = all.chain(MOUNT.into_iter().zip([name_of(&self.transport)]));
         all.map(|(key, value)| Setting { key: key.to_owned(), value, source: self.source(key).to_owned() }).collect()
     }
 
@@ -238,7 +245,7 @@ mod tests {
     #[test]
     fn every_key_can_be_set_and_shown() {
         let mut c = Config::default();
-        for key in POLICY.into_iter().chain(LIMITS) {
+        for key in POLICY.into_iter().chain(LIMITS).chain(MOUNT) {
             assert_eq!(c.source(key), BUILT_IN);
             let value = if is_number(key) { "7" } else { "auto" };
             let value = if key == "durability" { "relaxed" } else { value };
@@ -246,7 +253,7 @@ mod tests {
             let shown = c.settings().into_iter().find(|s| s.key == key).unwrap();
             assert_eq!((shown.value.as_str(), shown.source.as_str()), (value, "test"));
         }
-        assert_eq!(c.settings().len(), POLICY.len() + LIMITS.len());
+        assert_eq!(c.settings().len(), POLICY.len() + LIMITS.len() + MOUNT.len());
     }
 
     #[test]

@@ -64,6 +64,18 @@ impl Limits {
     }
 }
 
+/// How the kernel's requests come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Transport {
+    /// Through io_uring where it can be had, else over /dev/fuse.
+    #[default]
+    Auto,
+    /// Over /dev/fuse, with the library fuser.
+    Fuser,
+    /// Through io_uring, or not at all.
+    IoUring,
+}
+
 /// Everything that file and command line decide about how the mount behaves.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
@@ -71,7 +83,9 @@ pub struct Config {
     pub policies: Policies,
     /// Bounds and times.
     pub limits: Limits,
-    /// Where the limits and the values of the base policy come from, by name; what is not here is a built-in
+    /// How the kernel's requests come.
+    pub transport: Transport,
+    /// Where the limits, the transport and the values of the base policy come from, by name; what is not here is a built-in
     /// default. A rule carries its own source.
     pub sources: BTreeMap<&'static str, String>,
 }

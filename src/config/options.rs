@@ -5,7 +5,7 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use super::keys::{LIMITS, POLICY, Refused};
+use super::keys::{LIMITS, MOUNT, POLICY, Refused};
 use super::policy::Rule;
 use super::{Config, file};
 use crate::error::{Error, Exit, Result};
@@ -159,7 +159,7 @@ impl Options {
                 Ok(())
             }
             Some(value) if VALUED.contains(&name) => self.valued(name, value),
-            Some(value) if POLICY.contains(&name) || LIMITS.contains(&name) => {
+            Some(value) if POLICY.contains(&name) || LIMITS.contains(&name) || MOUNT.contains(&name) => {
                 Config::default().set(name, value, COMMAND_LINE).map_err(Problem::Invalid)?;
                 self.settings.push((name.to_owned(), value.clone()));
                 Ok(())
@@ -244,7 +244,7 @@ fn rule(text: &str) -> Result<Rule, Refused> {
 /// A name that is not known in this form: with a value, or without one.
 fn not_taken(name: &str, has_value: bool) -> Problem {
     let plain = || IGNORED.into_iter().chain(FLAGS);
-    let valued = || VALUED.into_iter().chain(POLICY).chain(LIMITS);
+    let valued = || VALUED.into_iter().chain(POLICY).chain(LIMITS).chain(MOUNT);
     let invalid = |why: &str, action: String| Problem::Invalid(Refused { why: format!("`{name}` {why}"), action });
     if has_value && plain().any(|k| k == name) {
         return invalid("takes no value", format!("write `{name}` alone"));
