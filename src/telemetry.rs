@@ -211,6 +211,8 @@ pub struct Status {
     pub pid: u32,
     /// Version of the program.
     pub version: String,
+    /// How requests come from the kernel; with the reason when it is not the fastest way.
+    pub transport: String,
     /// File system type of the backing directory.
     pub filesystem: String,
     /// Which barriers commits use there, and why.

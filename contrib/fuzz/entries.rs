@@ -25,7 +25,7 @@ pub fn config(data: &[u8]) -> bool {
     match file::parse(text, "fuzz.toml", &mut config) {
         Ok(()) => {
             assert!(config.settings().iter().all(|s| !s.key.is_empty() && !s.source.is_empty()));
-            config.explain(Path::new("a/b.db"));
+            config.explain(Path::new("a/b.db"), None);
             true
         }
         Err(e) => {
@@ -40,10 +40,10 @@ pub fn globs(data: &[u8]) -> bool {
     let Some(text) = text(data) else { return false };
     let mut lines = text.split('\n');
     let Ok(rule) = Rule::new(lines.next().unwrap_or_default(), "fuzz") else { return false };
-    let policies = Policies { base: Policy::default(), rules: vec![rule] };
+    let policies = Policies { rules: vec![rule], ..Policies::default() };
     for path in lines {
         let path = Path::new(path.trim_start_matches('/'));
-        assert_eq!(policies.resolve(path), policies.explain(path).0);
+        assert_eq!(policies.resolve(path), policies.explain(path, None).0);
     }
     true
 }

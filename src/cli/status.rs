@@ -52,6 +52,7 @@ fn words(s: &Status) -> String {
         row("mount", format!("{} on {}", s.backing, s.mountpoint)),
         row("backing", format!("{}, {reflink}; flushed by {}", s.filesystem, s.flush_strategy)),
         row("daemon", format!("pid {}, version {}", s.pid, s.version)),
+        row("transport", &s.transport),
         row("policy", format!("{}; {} rule(s)", policy.join(", "), s.rules)),
         row("set", set(s)),
         row("config", config(&s.config)),

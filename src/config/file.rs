@@ -196,6 +196,7 @@ mod tests {
     fn errors_name_line_column_and_remedy() {
         for (text, place, why, action) in [
             ("mode = 3", ":1:8:", "`mode` is of type integer", "give a string"),
+            ("transport = \"pigeon\"", ":1:13:", "`pigeon` is no value", "auto, fuser, io-uring"),
             ("\n  mood = \"auto\"", ":2:3:", "unknown key `mood`", "did you mean `mode`?"),
             ("xattr_policy = \"true\"", ":1:16:", "is of type string", "true or false"),
             ("metrics = \"9469\"", ":1:11:", "`9469` is no value", "127.0.0.1:9469"),

@@ -27,11 +27,11 @@ pub const LIMITS: [&str; 9] = [
 ];
 
 /// Names of the values that concern the daemon itself.
-pub const SERVICE: [&str; 5] = ["log", "log_format", "xattr_policy", "metrics", "metrics_remote"];
+pub const SERVICE: [&str; 6] = ["log", "log_format", "xattr_policy", "metrics", "metrics_remote", "transport"];
 
 /// Names of the values that take effect when mounting only; every other can change at run time.
-pub const AT_MOUNT: [&str; 7] =
-    ["batch_max", "queue_max", "cache_ms", "threads", "log_format", "metrics", "metrics_remote"];
+pub const AT_MOUNT: [&str; 8] =
+    ["batch_max", "queue_max", "cache_ms", "threads", "log_format", "metrics", "metrics_remote", "transport"];
 
 /// All names.
 pub fn all() -> impl Iterator<Item = &'static str> {
@@ -240,6 +240,7 @@ impl Config {
             "xattr_policy" => s.xattr_policy = flag(key, value)?,
             "metrics" => s.metrics = address(key, value)?,
             "metrics_remote" => s.metrics_remote = flag(key, value)?,
+            "transport" => s.transport = word(key, value)?,
             _ => return Err(Refused::unknown("key", key, SERVICE)),
         }
         Ok(())
@@ -282,6 +283,7 @@ impl Config {
             s.xattr_policy.to_string(),
             s.metrics.map_or_else(|| "off".to_owned(), |a| a.to_string()),
             s.metrics_remote.to_string(),
+            name_of(&s.transport),
         ];
         let limits = LIMITS.into_iter().zip(limits.map(|n| n.to_string()));
         let values = self.policies.base.values().into_iter().chain(limits);

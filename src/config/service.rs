@@ -32,6 +32,18 @@ pub enum LogFormat {
     Journald,
 }
 
+/// How the kernel's requests come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Transport {
+    /// Through io_uring where it can be had, else over /dev/fuse.
+    #[default]
+    Auto,
+    /// Over /dev/fuse, with the library fuser.
+    Fuser,
+    /// Through io_uring, or not at all.
+    IoUring,
+}
+
 /// The values by name are in [`super::keys`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
@@ -45,6 +57,8 @@ pub struct Service {
     pub metrics: Option<SocketAddr>,
     /// Whether that may be an address which other machines reach.
     pub metrics_remote: bool,
+    /// How the kernel's requests come.
+    pub transport: Transport,
 }
 
 impl Default for Service {
@@ -55,6 +69,7 @@ impl Default for Service {
             xattr_policy: false,
             metrics: None,
             metrics_remote: false,
+            transport: Transport::Auto,
         }
     }
 }

@@ -39,6 +39,8 @@ impl Fs {
             mountpoint: mountpoint.display().to_string(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
+            // Filled in by whoever chose it.
+            transport: String::new(),
             filesystem: probe.fs.clone(),
             flush_strategy: format!("{probe}, groups by {}", e.backing.parallel_by()),
             reflink: probe.reflink,

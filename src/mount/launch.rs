@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config as FuseConfig, MountOption, SessionACL};
-
 use rustix::fs::StatVfsMountFlags;
 
 use super::volume::{Access, DrainError, FuseOptions, Launch, SUBTYPE, Session, Volume};
@@ -17,7 +15,9 @@ use crate::error::{Errno, Error, Exit, Result};
 use crate::fs::Fs;
 use crate::telemetry::activity::{Activity, Histograms};
 use crate::telemetry::{PathReport, Status};
-use crate::transport::fuser::Mounted;
+use crate::transport::Mounted;
+use crate::transport::mounting::{self, Options};
+use crate::transport::session::Refusal;
 
 /// How long the end of the mount waits for what is not durable yet.
 const SHUTDOWN: Duration = Duration::from_secs(60);
@@ -26,6 +26,8 @@ struct FsVolume {
     fs: Arc<Fs>,
     root: PathBuf,
     mountpoint: PathBuf,
+    /// What `fsys status` says of it.
+    transport: String,
     /// Holds the lock of the backing directory.
     _layout: Layout,
 }
@@ -51,19 +53,15 @@ pub fn launch(l: Launch) -> Result<(Arc<dyn Volume>, Box<dyn Session>)> {
         )
     })?;
     let backing = rustix::fs::fstatvfs(fs.engine().backing.root()).map_or(StatVfsMountFlags::empty(), |s| s.f_flag);
-    let config = fuse_config(&l.fuse, l.root, backing, l.config.limits.threads);
-    let mounted = Mounted::start(fs.clone(), l.mountpoint, &config).map_err(|e| {
+    let (options, config) = (mount_options(&l.fuse, l.root, backing), &l.config);
+    let started = Mounted::start(&fs, l.mountpoint, &options, config.service.transport, config.limits.threads);
+    let (mounted, transport) = started.map_err(|refusal| {
         if let Err(left) = fs.engine().shutdown(Duration::ZERO) {
             tracing::debug!(left, "nothing was mounted, so nothing can be left");
         }
-        refused(
-            "cannot mount",
-            l.mountpoint,
-            &e,
-            "run as root, or install fuse3 for fusermount3; see that /dev/fuse is there",
-        )
+        not_mounted(l.mountpoint, &refusal)
     })?;
-    let volume = FsVolume { fs, root: l.root.into(), mountpoint: l.mountpoint.into(), _layout: l.layout };
+    let volume = FsVolume { fs, root: l.root.into(), mountpoint: l.mountpoint.into(), transport, _layout: l.layout };
     Ok((Arc::new(volume), Box::new(FuseSession(mounted))))
 }
 
@@ -77,43 +75,48 @@ fn refused(what: &str, path: &Path, why: &dyn std::fmt::Display, action: &str) -
     )
 }
 
+fn not_mounted(mountpoint: &Path, refusal: &Refusal) -> Error {
+    match refusal {
+        Refusal::Failed(e) => refused(
+            "cannot mount",
+            mountpoint,
+            e,
+            "run as root, or install fuse3 for fusermount3; see that /dev/fuse is there",
+        ),
+        Refusal::Unsuitable(why) => refused(
+            "cannot mount with transport=io-uring on",
+            mountpoint,
+            why,
+            "enable what is missing, or use transport=auto, which takes io-uring where it can be had",
+        ),
+    }
+}
+
 /// What is not said is as on the backing mount: set-user-ID programs and device nodes work where they do there, and
 /// nowhere else. (fusermount3 forbids both to ordinary users.)
-fn fuse_config(o: &FuseOptions, root: &Path, backing: StatVfsMountFlags, threads: usize) -> FuseConfig {
+fn mount_options(o: &FuseOptions, root: &Path, backing: StatVfsMountFlags) -> Options {
     let as_root = rustix::process::geteuid().is_root();
     let as_backing = |v: Option<bool>, no: StatVfsMountFlags| v.or(as_root.then_some(!backing.contains(no)));
-    let fsname = o.fsname.clone().unwrap_or_else(|| root.display().to_string());
-    let mut options = vec![
-        MountOption::FSName(fsname),
-        MountOption::Subtype(SUBTYPE.into()),
-        // fuser passes the subtype on to fusermount3 only; mounting by itself, it drops it.
-        MountOption::CUSTOM(format!("subtype={SUBTYPE}")),
-        // The kernel checks permissions, with the caller's groups, before a request gets here.
-        MountOption::DefaultPermissions,
-    ];
-    let choice = |v: Option<bool>, yes, no| v.map(|v| if v { yes } else { no });
-    options.extend(choice(as_backing(o.dev, StatVfsMountFlags::NODEV), MountOption::Dev, MountOption::NoDev));
-    options.extend(choice(as_backing(o.suid, StatVfsMountFlags::NOSUID), MountOption::Suid, MountOption::NoSuid));
-    options.extend(choice(as_backing(o.exec, StatVfsMountFlags::NOEXEC), MountOption::Exec, MountOption::NoExec));
-    options.extend(choice(o.atime, MountOption::Atime, MountOption::NoAtime));
-    if o.read_only {
-        options.push(MountOption::RO);
+    Options {
+        fsname: o.fsname.clone().unwrap_or_else(|| root.display().to_string()),
+        subtype: SUBTYPE,
+        access: match o.access {
+            Access::Everyone => mounting::Access::All,
+            Access::Root => mounting::Access::RootAndOwner,
+            Access::Unset if as_root => mounting::Access::All,
+            Access::Unset => mounting::Access::Owner,
+        },
+        read_only: o.read_only,
+        dev: as_backing(o.dev, StatVfsMountFlags::NODEV),
+        suid: as_backing(o.suid, StatVfsMountFlags::NOSUID),
+        exec: as_backing(o.exec, StatVfsMountFlags::NOEXEC),
+        atime: o.atime,
     }
-    let mut config = FuseConfig::default();
-    config.mount_options = options;
-    config.acl = match o.access {
-        Access::Everyone => SessionACL::All,
-        Access::Root => SessionACL::RootAndOwner,
-        Access::Unset if as_root => SessionACL::All,
-        Access::Unset => SessionACL::Owner,
-    };
-    config.n_threads = Some(threads.max(1));
-    config
 }
 
 impl Volume for FsVolume {
     fn status(&self) -> Status {
-        self.fs.status(&self.root, &self.mountpoint)
+        Status { transport: self.transport.clone(), ..self.fs.status(&self.root, &self.mountpoint) }
     }
 
     fn histograms(&self) -> Histograms {

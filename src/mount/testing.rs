@@ -22,6 +22,7 @@ pub fn status() -> Status {
         mountpoint: "/mnt".into(),
         pid: 1,
         version: "0".into(),
+        transport: "fuser".into(),
         filesystem: "ext4".into(),
         flush_strategy: String::new(),
         reflink: false,

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,17 +12,20 @@ use fuser::{
     BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
     ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{FileType as Kind, Stat};
 
+use super::device::MAX_WRITE;
+use super::dispatch::{decode_dev, encode_dev};
+use super::mounting::{self, Access, Options};
 use crate::fs::{Attr, Caller, Entry, Fs, Opened, Reply, SetAttr, SetTime};
 
 type Result<T> = std::result::Result<T, rustix::io::Errno>;
 
 /// What is asked of the kernel, where it offers it. fuser accepts everything that is offered, also what it cannot
 /// honour (`SETXATTR_EXT` makes it panic), so nothing outside this list is asked for.
-const WANTED: [InitFlags; 13] = [
+pub(super) const WANTED: [InitFlags; 13] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_BIG_WRITES,
@@ -36,9 +40,6 @@ const WANTED: [InitFlags; 13] = [
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
 ];
-
-/// Largest write request, bytes; the kernel's own limit (fs.fuse.max_pages_limit) may be lower.
-const MAX_WRITE: u32 = 1 << 20;
 
 thread_local! {
     /// Read replies are built here: no allocation for each request.
@@ -60,12 +61,29 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts and starts to serve.
+    /// Mounts and starts to serve with this number of threads.
     ///
     /// # Errors
     /// What the kernel or fusermount3 answers.
-    pub fn start(fs: Arc<Fs>, mountpoint: &Path, config: &Config) -> io::Result<Self> {
-        let session = fuser::Session::new(Adapter { fs: fs.clone() }, mountpoint, config)?;
+    pub fn start(fs: Arc<Fs>, mountpoint: &Path, options: &Options, threads: usize) -> io::Result<Self> {
+        let fd = mounting::mount(mountpoint, options)?;
+        let started = Self::serve(fs, fd, options.access, threads);
+        if started.is_err() {
+            // Dead by now, since its device is closed.
+            mounting::unmount(mountpoint, true)?;
+        }
+        started
+    }
+
+    fn serve(fs: Arc<Fs>, fd: OwnedFd, access: Access, threads: usize) -> io::Result<Self> {
+        let mut config = Config::default();
+        config.n_threads = Some(threads.max(1));
+        let acl = match access {
+            Access::All => SessionACL::All,
+            Access::RootAndOwner => SessionACL::RootAndOwner,
+            Access::Owner => SessionACL::Owner,
+        };
+        let session = fuser::Session::from_fd(Adapter { fs: fs.clone() }, fd, acl, config)?;
         let tell = session.notifier();
         let session = session.spawn()?;
         let me = fs.clone();
@@ -147,22 +165,10 @@ fn file_attr(ino: u64, st: &Stat) -> FileAttr {
         nlink: st.st_nlink as u32,
         uid: st.st_uid,
         gid: st.st_gid,
-        // The protocol has 32 bits: major in 12 of them, minor in 20 (kernel new_decode_dev).
         rdev: encode_dev(st.st_rdev),
         blksize: st.st_blksize as u32,
         flags: 0,
     }
-}
-
-/// `new_encode_dev` of linux/kdev_t.h.
-fn encode_dev(dev: u64) -> u32 {
-    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
-    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
-}
-
-/// `new_decode_dev` of linux/kdev_t.h.
-fn decode_dev(dev: u32) -> u64 {
-    rustix::fs::makedev((dev & 0xf_ff00) >> 8, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
 }
 
 fn empty(reply: ReplyEmpty) -> Reply<()> {
@@ -546,14 +552,6 @@ fn name_only(ino: u64, kind: FileType) -> FileAttr {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn device_numbers_survive() {
-        for (major, minor) in [(0, 0), (7, 3), (259, 1), (4095, 0xf_ffff)] {
-            let dev = rustix::fs::makedev(major, minor);
-            assert_eq!(decode_dev(encode_dev(dev)), dev);
-        }
-    }
 
     #[test]
     fn times_before_1970() {
