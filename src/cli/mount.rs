@@ -27,6 +27,8 @@ Options (-o), later ones win:
   rule=GLOB:KEY=VALUE[:...]      the four values above, for the paths that match
   window_us=N batch_max=N queue_max=N commit_interval_ms=N pending_max=N
   staging_max_bytes=N cache_ms=N threads=N      bounds and times
+  passthrough=auto|off           the kernel serves files of mode in-place itself
+  watch_backing=auto|off         changes by others in BACKING are told to the kernel, which keeps more
   config=FILE  log=error|warn|info|debug|trace  log_file=FILE  fsname=NAME
   ro rw allow_other allow_root dev nodev suid nosuid exec noexec atime noatime
   sync                           the same as durability=always

@@ -12,8 +12,8 @@ use super::policy::{Durability, Method, Policy, Rule, WriteMode};
 /// Names of the values of a policy.
 pub const POLICY: [&str; 4] = ["mode", "durability", "method", "restage_max_bytes"];
 
-/// Names of the limits.
-pub const LIMITS: [&str; 8] = [
+/// Names of the limits, and of what can be switched off.
+pub const LIMITS: [&str; 10] = [
     "window_us",
     "batch_max",
     "queue_max",
@@ -22,7 +22,12 @@ pub const LIMITS: [&str; 8] = [
     "staging_max_bytes",
     "cache_ms",
     "threads",
+    "passthrough",
+    "watch_backing",
 ];
+
+/// Those of them that are `auto` or `off`.
+const SWITCHES: [&str; 2] = ["passthrough", "watch_backing"];
 
 /// Where a value comes from that nobody set.
 pub const BUILT_IN: &str = "built-in default";
@@ -105,6 +110,15 @@ fn number<T: TryFrom<u64>>(key: &str, value: &str, range: RangeInclusive<u64>) -
     T::try_from(n).map_err(|_| refused())
 }
 
+/// `auto`: where it can be done.
+fn switch(key: &str, value: &str) -> Result<bool, Refused> {
+    match value {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(Refused::new(format!("`{value}` is no value of `{key}`"), "use one of: auto, off")),
+    }
+}
+
 /// The word that stands for a value in files and options.
 pub fn name_of<T: ValueEnum>(value: &T) -> String {
     value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
@@ -112,7 +126,7 @@ pub fn name_of<T: ValueEnum>(value: &T) -> String {
 
 /// True for keys whose value is a number.
 pub fn is_number(key: &str) -> bool {
-    key == "restage_max_bytes" || LIMITS.contains(&key)
+    key == "restage_max_bytes" || (LIMITS.contains(&key) && !SWITCHES.contains(&key))
 }
 
 impl Policy {
@@ -189,6 +203,8 @@ impl Config {
             "staging_max_bytes" => l.staging_max_bytes = number(key, value, 0..=u64::MAX)?,
             "cache_ms" => l.cache_ms = number(key, value, 0..=24 * HOUR_MS)?,
             "threads" => l.threads = number(key, value, 1..=256)?,
+            "passthrough" => l.passthrough = switch(key, value)?,
+            "watch_backing" => l.watch_backing = switch(key, value)?,
             _ => return Err(Refused::unknown("key", key, LIMITS)),
         }
         Ok(())
@@ -212,8 +228,9 @@ impl Config {
             l.cache_ms,
             l.threads as u64,
         ];
-        let values = self.policies.base.values();
-        let all = values.into_iter().chain(LIMITS.into_iter().zip(limits.map(|n| n.to_string())));
+        let switches = [l.passthrough, l.watch_backing].map(|on| if on { "auto" } else { "off" });
+        let limits = limits.into_iter().map(|n| n.to_string()).chain(switches.map(str::to_owned));
+        let all = self.policies.base.values().into_iter().chain(LIMITS.into_iter().zip(limits));
         all.map(|(key, value)| Setting { key: key.to_owned(), value, source: self.source(key).to_owned() }).collect()
     }
 
@@ -272,6 +289,7 @@ mod tests {
         assert!(refused("durability", "sometimes").action.contains("always, close, fsync, relaxed"));
         assert!(refused("batch_max", "0").action.contains("1 to 65536"));
         assert!(refused("window_us", "-1").why.contains("`-1`"));
+        assert_eq!(refused("passthrough", "on").action, "use one of: auto, off");
         assert!(refused("mode", "journal").why.contains("not built yet"));
         assert!(refused("method", "journal").why.contains("not built yet"));
         assert!(c.sources.is_empty() && c.limits == super::super::Limits::default());

@@ -30,10 +30,15 @@ pub struct Limits {
     pub pending_max: usize,
     /// Bytes that uncommitted versions may hold together; writes beyond get ENOSPC. 0: the file system's own limit.
     pub staging_max_bytes: u64,
-    /// How long the kernel may keep names and attributes, in milliseconds.
+    /// How long the kernel may keep names and attributes, in milliseconds, where no watch tells of changes by others.
     pub cache_ms: u64,
     /// Threads that serve the kernel's requests.
     pub threads: usize,
+    /// Whether the kernel may serve files that are always written in place itself.
+    pub passthrough: bool,
+    /// Whether the backing directory is watched for changes by others, so that the kernel may keep names and
+    /// attributes longer than [`Limits::cache_ms`].
+    pub watch_backing: bool,
 }
 
 impl Default for Limits {
@@ -47,6 +52,8 @@ impl Default for Limits {
             staging_max_bytes: 0,
             cache_ms: 1000,
             threads: default_threads(),
+            passthrough: true,
+            watch_backing: true,
         }
     }
 }

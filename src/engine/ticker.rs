@@ -23,6 +23,7 @@ impl Engine {
         let period = (interval / 5).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let mut names_due = Instant::now() + interval;
         while stop.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+            self.look_at_unseen(false);
             let now = self.now_ms();
             for file in self.unsettled_files().iter().filter(|f| is_due(f, now, interval.as_millis() as u64)) {
                 self.commit_quietly(file);
@@ -63,6 +64,7 @@ impl Engine {
     /// when that takes longer than `limit` or the mount is read-only.
     pub fn drain(self: &Arc<Self>, limit: Duration) -> Result<(), u64> {
         let deadline = Instant::now() + limit;
+        self.look_at_unseen(true);
         loop {
             self.unsettled_files().iter().filter(|f| owes(f)).for_each(|f| self.commit_quietly(f));
             self.sync_names();

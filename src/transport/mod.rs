@@ -1,3 +1,4 @@
 //! Transports: how the kernel's requests come in and the answers go out.
 
 pub mod fuser;
+mod opened;
