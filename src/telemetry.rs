@@ -66,6 +66,10 @@ counters! {
     direct_fallbacks,
     /// Writes made with `O_DIRECT`.
     direct_writes,
+    /// Opens of files that the kernel serves itself (passthrough).
+    passthrough_opens,
+    /// Files that it could have served by policy, and did not.
+    passthrough_fallbacks,
     /// Panics contained in an operation.
     panics,
     /// Writes refused with ENOSPC at the bound on staged bytes.
@@ -237,6 +241,9 @@ pub struct Status {
     pub commit_latency: LatencySummary,
     /// Time of one barrier (last step of a batch).
     pub flush_latency: LatencySummary,
+    /// Why the kernel serves no file itself; empty when it serves those that are always written in place.
+    #[serde(default)]
+    pub no_passthrough: String,
     /// Counters.
     pub counters: CounterValues,
     /// Failed versions, newest last, at most 100.

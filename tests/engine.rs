@@ -196,7 +196,9 @@ fn order_of_a_batch() {
     want.push(Call::SyncDir);
     want.extend([Call::Answer; 5]);
     assert_eq!(seen, want);
-    handles.iter().for_each(|h| r.engine.release(h));
+    handles.iter().for_each(|h| {
+        r.engine.release(h);
+    });
 }
 
 /// P1. Nothing of a version is in the backing directory before its commit; the mount sees every write at once.
@@ -369,7 +371,9 @@ fn nothing_queued_survives_a_failed_flush() {
     }
     r.engine.release(&first);
     assert!((0..3).all(|i| r.on_disk(&format!("f{i}")).as_deref() == Some("old")));
-    handles.iter().for_each(|h| r.engine.release(h));
+    handles.iter().for_each(|h| {
+        r.engine.release(h);
+    });
 }
 
 /// P3. One commit's failure fails no other commit of its batch; a panic is such a failure.
@@ -408,7 +412,9 @@ fn a_failure_and_a_panic_are_isolated() {
             r.rule(|_, _| Verdict::Go);
             assert_eq!(r.failed(), ["new2"]);
             assert!(r.engine.writable().is_ok());
-            handles.iter().for_each(|h| r.engine.release(h));
+            handles.iter().for_each(|h| {
+                r.engine.release(h);
+            });
         }
     }
 }
@@ -478,7 +484,9 @@ fn a_full_queue_makes_writers_wait() {
     assert!(r.commit_together(&handles).iter().all(Result::is_ok));
     assert!(r.engine.counters.values().queue_full_waits > 0, "the bound was reached");
     assert!((0..20).all(|i| r.on_disk(&format!("f{i}")).as_deref() == Some("data")));
-    handles.iter().for_each(|h| r.engine.release(h));
+    handles.iter().for_each(|h| {
+        r.engine.release(h);
+    });
 }
 
 /// Shutdown with a full queue: everything that was submitted is run and answered.

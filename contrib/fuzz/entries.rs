@@ -8,7 +8,7 @@ use std::path::Path;
 use fsys_mount::config::Config;
 use fsys_mount::config::file;
 use fsys_mount::config::options::{Options, Word, split};
-use fsys_mount::config::policy::{Policies, Policy, Rule};
+use fsys_mount::config::policy::{Policies, Rule};
 use fsys_mount::engine::layout::{Format, Holder};
 use fsys_mount::engine::recover::is_stage_name;
 use fsys_mount::mount::control::Request;

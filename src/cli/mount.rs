@@ -27,6 +27,8 @@ Options (-o), later ones win:
   rule=GLOB:KEY=VALUE[:...]      the four values above, for the paths that match
   window_us=N batch_max=N queue_max=N commit_interval_ms=N pending_max=N
   staging_max_bytes=N cache_ms=N threads=N slow_commit_ms=N    bounds and times
+  passthrough=auto|off           the kernel serves files of mode in-place itself
+  watch_backing=auto|off         changes by others in BACKING are told to the kernel, which keeps more
   transport=auto|fuser|io-uring  how the kernel's requests come: over /dev/fuse, or through io_uring
                                  (faster; needs /sys/module/fuse/parameters/enable_uring=Y); `fsys status` says which
   config=FILE  log=error|warn|info|debug|trace  log_format=text|json|journald  log_file=FILE  fsname=NAME

@@ -69,6 +69,7 @@ fn words(s: &Status) -> String {
             ),
         ),
         row("latency", format!("commit {}; flush {}", latency(&s.commit_latency), latency(&s.flush_latency))),
+        row("passthrough", passthrough(s)),
         row("open", format!("{} handle(s), {} inode(s) known", s.handles, s.inodes)),
     ];
     for f in &s.failed {
@@ -80,6 +81,14 @@ fn words(s: &Status) -> String {
 
 fn row(title: &str, text: impl std::fmt::Display) -> String {
     format!("  {title:<12} {text}")
+}
+
+fn passthrough(s: &Status) -> String {
+    let (opens, fallbacks) = (s.counters.passthrough_opens, s.counters.passthrough_fallbacks);
+    match s.no_passthrough.as_str() {
+        "" => format!("{opens} open(s) of files in place, {fallbacks} fallback(s)"),
+        why => format!("off: {why}"),
+    }
 }
 
 /// What is not a built-in default.

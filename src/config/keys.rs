@@ -13,8 +13,8 @@ use super::policy::{Durability, Method, Policy, Rule, WriteMode};
 /// Names of the values of a policy.
 pub const POLICY: [&str; 4] = ["mode", "durability", "method", "restage_max_bytes"];
 
-/// Names of the limits.
-pub const LIMITS: [&str; 9] = [
+/// Names of the limits, and of what can be switched off.
+pub const LIMITS: [&str; 11] = [
     "window_us",
     "batch_max",
     "queue_max",
@@ -24,14 +24,29 @@ pub const LIMITS: [&str; 9] = [
     "cache_ms",
     "threads",
     "slow_commit_ms",
+    "passthrough",
+    "watch_backing",
 ];
+
+/// Those of them that are `auto` or `off`.
+const SWITCHES: [&str; 2] = ["passthrough", "watch_backing"];
 
 /// Names of the values that concern the daemon itself.
 pub const SERVICE: [&str; 6] = ["log", "log_format", "xattr_policy", "metrics", "metrics_remote", "transport"];
 
 /// Names of the values that take effect when mounting only; every other can change at run time.
-pub const AT_MOUNT: [&str; 8] =
-    ["batch_max", "queue_max", "cache_ms", "threads", "log_format", "metrics", "metrics_remote", "transport"];
+pub const AT_MOUNT: [&str; 10] = [
+    "batch_max",
+    "queue_max",
+    "cache_ms",
+    "threads",
+    "passthrough",
+    "watch_backing",
+    "log_format",
+    "metrics",
+    "metrics_remote",
+    "transport",
+];
 
 /// All names.
 pub fn all() -> impl Iterator<Item = &'static str> {
@@ -119,6 +134,15 @@ fn number<T: TryFrom<u64>>(key: &str, value: &str, range: RangeInclusive<u64>) -
     T::try_from(n).map_err(|_| refused())
 }
 
+/// `auto`: where it can be done.
+fn switch(key: &str, value: &str) -> Result<bool, Refused> {
+    match value {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(Refused::new(format!("`{value}` is no value of `{key}`"), "use one of: auto, off")),
+    }
+}
+
 /// The word that stands for a value in files and options.
 pub fn name_of<T: ValueEnum>(value: &T) -> String {
     value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
@@ -147,7 +171,7 @@ pub fn is_flag(key: &str) -> bool {
 
 /// True for keys whose value is a number.
 pub fn is_number(key: &str) -> bool {
-    key == "restage_max_bytes" || LIMITS.contains(&key)
+    key == "restage_max_bytes" || (LIMITS.contains(&key) && !SWITCHES.contains(&key))
 }
 
 impl Policy {
@@ -227,6 +251,8 @@ impl Config {
             "cache_ms" => l.cache_ms = number(key, value, 0..=24 * HOUR_MS)?,
             "threads" => l.threads = number(key, value, 1..=256)?,
             "slow_commit_ms" => l.slow_commit_ms = number(key, value, 0..=HOUR_MS)?,
+            "passthrough" => l.passthrough = switch(key, value)?,
+            "watch_backing" => l.watch_backing = switch(key, value)?,
             _ => return Err(Refused::unknown("key", key, LIMITS)),
         }
         Ok(())
@@ -276,6 +302,8 @@ impl Config {
             l.threads as u64,
             l.slow_commit_ms,
         ];
+        let switches = [l.passthrough, l.watch_backing].map(|on| if on { "auto" } else { "off" });
+        let limits = limits.into_iter().map(|n| n.to_string()).chain(switches.map(str::to_owned));
         let s = &self.service;
         let service = [
             name_of(&s.log),
@@ -285,8 +313,7 @@ impl Config {
             s.metrics_remote.to_string(),
             name_of(&s.transport),
         ];
-        let limits = LIMITS.into_iter().zip(limits.map(|n| n.to_string()));
-        let values = self.policies.base.values().into_iter().chain(limits);
+        let values = self.policies.base.values().into_iter().chain(LIMITS.into_iter().zip(limits));
         let all = values.chain(SERVICE.into_iter().zip(service));
         all.map(|(key, value)| Setting { key: key.to_owned(), value, source: self.source(key).to_owned() }).collect()
     }
@@ -368,6 +395,7 @@ mod tests {
         assert!(refused("durability", "sometimes").action.contains("always, close, fsync, relaxed"));
         assert!(refused("batch_max", "0").action.contains("1 to 65536"));
         assert!(refused("window_us", "-1").why.contains("`-1`"));
+        assert_eq!(refused("passthrough", "on").action, "use one of: auto, off");
         assert!(refused("mode", "journal").why.contains("not built yet"));
         assert!(refused("method", "journal").why.contains("not built yet"));
         assert!(refused("log", "loud").action.contains("error, warn"));

@@ -34,12 +34,17 @@ pub struct Limits {
     pub pending_max: usize,
     /// Bytes that uncommitted versions may hold together; writes beyond get ENOSPC. 0: the file system's own limit.
     pub staging_max_bytes: u64,
-    /// How long the kernel may keep names and attributes, in milliseconds.
+    /// How long the kernel may keep names and attributes, in milliseconds, where no watch tells of changes by others.
     pub cache_ms: u64,
     /// Threads that serve the kernel's requests.
     pub threads: usize,
     /// A commit that takes longer, in milliseconds, is logged with the step that took the time; 0: none is.
     pub slow_commit_ms: u64,
+    /// Whether the kernel may serve files that are always written in place itself.
+    pub passthrough: bool,
+    /// Whether the backing directory is watched for changes by others, so that the kernel may keep names and
+    /// attributes longer than [`Limits::cache_ms`].
+    pub watch_backing: bool,
 }
 
 impl Default for Limits {
@@ -54,6 +59,8 @@ impl Default for Limits {
             cache_ms: 1000,
             threads: default_threads(),
             slow_commit_ms: 1000,
+            passthrough: true,
+            watch_backing: true,
         }
     }
 }

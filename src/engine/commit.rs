@@ -30,6 +30,7 @@ impl Engine {
     /// close(2) of a descriptor by thread `tid` (FUSE FLUSH; one for each of its duplicates and inherited copies).
     /// Commits what was written through it.
     pub fn close(self: &Arc<Self>, h: &Handle, tid: u32, done: Done) {
+        self.look(h);
         if !h.dirty.load(Ordering::Acquire) || !h.ends_save(tid) {
             return done.answer(Ok(()));
         }
@@ -54,6 +55,7 @@ impl Engine {
             return done.answer(Err(CommitError::at(Step::Queue, Fault::Os(e))));
         }
         Self::unmark(h, &mut st);
+        self.expect_unseen(&h.file, &st);
         let tainted = st.phase == Phase::Staged && st.version.as_ref().is_some_and(|v| v.taint.lock().is_some());
         let answer = if waits || tainted || self.backlog_full() {
             self.submit(&h.file, &mut st, data_only, done)
@@ -85,9 +87,11 @@ impl Engine {
     }
 
     /// The last close of a descriptor (FUSE RELEASE; nobody waits for it). Commits a version that stayed empty, and
-    /// what came through a memory map.
-    pub fn release(self: &Arc<Self>, h: &Handle) {
+    /// what came through a memory map. Gives the number that the file was registered with the kernel under when nothing
+    /// needs that any more.
+    pub fn release(self: &Arc<Self>, h: &Handle) -> Option<i32> {
         let mut st = h.file.state.write();
+        self.forget_unseen(h, &mut st);
         // Not committed by a close: written through a memory map, or its last copy was closed by another process.
         let written = h.dirty.load(Ordering::Acquire);
         Self::unmark(h, &mut st);
@@ -95,6 +99,7 @@ impl Engine {
         if h.writes() {
             st.writers = st.writers.saturating_sub(1);
         }
+        let registered = if st.opens == 0 { st.kernel.take() } else { None };
         let answer = match st.phase {
             Phase::Staged if st.writers == 0 || written => {
                 st.owe();
@@ -115,6 +120,7 @@ impl Engine {
         };
         drop(st);
         give(answer);
+        registered
     }
 
     /// Lets go of the open version when nothing needs it.

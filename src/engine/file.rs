@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
@@ -38,6 +38,8 @@ pub struct Version {
     pub caps: AtomicBool,
     /// Milliseconds since the engine's start of the last write.
     pub last_write_ms: AtomicU64,
+    /// Change time, nanoseconds since 1970, when writes that the kernel makes itself were last looked for.
+    pub looked_ns: AtomicI64,
     /// Highest byte accounted as staged.
     pub accounted: AtomicU64,
     /// Its name in `.fsys/staging`, from the moment before it is published over another version.
@@ -63,6 +65,7 @@ impl Version {
             dirty_ms: AtomicU64::new(0),
             caps: AtomicBool::new(false),
             last_write_ms: AtomicU64::new(0),
+            looked_ns: AtomicI64::new(0),
             accounted: AtomicU64::new(0),
             temp: Mutex::new(None),
             before: Mutex::new(None),
@@ -126,6 +129,11 @@ pub struct State {
     pub opens: u32,
     /// Those that may write.
     pub writers: u32,
+    /// The kernel serves all open descriptors from the backing file itself, registered with it under this number. `None`
+    /// with descriptors open: all of them are served here. The two do not mix (fs/fuse/iomode.c answers EIO).
+    pub kernel: Option<i32>,
+    /// Descriptors that may write and are served by the kernel.
+    pub unseen: u32,
     /// Descriptors that wrote and were not closed or synced since.
     pub unflushed: u32,
     /// A close was acknowledged and its commit is still to come: the directory that counts it ([`State::owe`]).
@@ -290,6 +298,8 @@ impl State {
             names: Vec::new(),
             opens: 0,
             writers: 0,
+            kernel: None,
+            unseen: 0,
             unflushed: 0,
             owed_in: None,
             owed_nth: 0,
@@ -314,6 +324,10 @@ pub struct Handle {
     pub policy: Policy,
     /// Writes through it go to a staged version: it created or truncated the file, or the policy says so.
     pub replace: AtomicBool,
+    /// The kernel serves it from the backing file that has this number ([`State::kernel`]).
+    pub kernel: Option<i32>,
+    /// Change time of the file at the open, nanoseconds since 1970; 0: too recent to tell a later change by.
+    pub opened_ns: i64,
     /// Wrote since its last close or fsync.
     pub dirty: AtomicBool,
     /// `State::failures` at the time of the open.
@@ -326,6 +340,11 @@ impl Handle {
     /// Whether it may write.
     pub fn writes(&self) -> bool {
         self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    /// Whether it may write and the kernel does that without a word.
+    pub fn is_unseen(&self) -> bool {
+        self.kernel.is_some() && self.writes()
     }
 
     /// Whether each write is a commit point.

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::Engine;
 use super::dispatch::{Copy, Done, Work};
 use super::file::{File, Handle, State, Version};
+use super::served::Register;
 use super::stage::{Content, without_privileges};
 use super::state::Phase;
 use crate::backend::contain;
@@ -39,6 +40,18 @@ pub enum Access<T> {
 impl Engine {
     /// Opens a file with open(2) flags; `unprivileged` when the caller's truncation takes set-user-ID away.
     pub fn open(self: &Arc<Self>, file: &Arc<File>, flags: i32, policy: Policy, unprivileged: bool) -> Access<Handle> {
+        self.open_served(file, flags, policy, unprivileged, None)
+    }
+
+    /// The same; `register` when the kernel may serve the content itself.
+    pub fn open_served(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        flags: i32,
+        policy: Policy,
+        unprivileged: bool,
+        register: Option<Register<'_>>,
+    ) -> Access<Handle> {
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let truncates = flags & libc::O_TRUNC != 0;
         if (writes || truncates)
@@ -65,7 +78,12 @@ impl Engine {
         }
         st.policy = policy;
         let replace = if truncates { self.truncate_all(file, &mut st, policy, unprivileged) } else { Ok(false) };
-        Access::Done(replace.map(|r| opened(file, &mut st, flags, policy, r || policy.mode == WriteMode::Replace)))
+        Access::Done(replace.map(|r| {
+            st.kernel = Self::server(&st, register);
+            let mut h = opened(file, &mut st, flags, policy, r || policy.mode == WriteMode::Replace);
+            self.note_unseen(&mut h, &mut st);
+            h
+        }))
     }
 
     /// Makes sure that the content is open, for writing too if asked.
@@ -304,7 +322,7 @@ impl Engine {
     }
 
     /// A write through `h` to `v` is done.
-    fn note_write(&self, h: &Handle, v: &Version) {
+    pub(super) fn note_write(&self, h: &Handle, v: &Version) {
         self.touched(&h.file, v);
         if h.mark_dirty() {
             h.file.state.write().unflushed += 1;
@@ -473,6 +491,8 @@ pub(super) fn opened(file: &Arc<File>, st: &mut State, flags: i32, policy: Polic
         flags,
         policy,
         replace: replace.into(),
+        kernel: st.kernel,
+        opened_ns: 0,
         dirty: false.into(),
         failures: st.failures,
         writers: parking_lot::Mutex::default(),

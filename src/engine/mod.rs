@@ -19,6 +19,7 @@ pub mod io;
 pub mod layout;
 pub mod names;
 pub mod recover;
+pub mod served;
 pub mod stage;
 pub mod state;
 mod ticker;
@@ -96,6 +97,8 @@ pub struct Engine {
     workers: workers::Workers,
     dir_fds: DirFds,
     unsettled: Mutex<HashMap<u64, Arc<File>>>,
+    /// Files with descriptors through which the kernel writes unseen.
+    unseen: Mutex<HashMap<u64, Arc<File>>>,
     dirty_dirs: Mutex<HashMap<u64, Arc<Dir>>>,
     observer: OnceLock<Arc<dyn Observer>>,
     read_only: RwLock<Option<String>>,
@@ -142,6 +145,7 @@ impl Engine {
             workers: workers::Workers::start(2)?,
             dir_fds: DirFds::new(DIR_FDS),
             unsettled: Mutex::default(),
+            unseen: Mutex::default(),
             dirty_dirs: Mutex::default(),
             observer: OnceLock::new(),
             read_only: RwLock::new(None),

@@ -76,8 +76,8 @@ impl Engine {
         st.phase == Phase::Clean && h.replace.load(Ordering::Relaxed) && h.policy.mode != WriteMode::InPlace
     }
 
-    /// Begins a staged version of a committed file, in phase `Clean`. False when it has to go on in place: it has
-    /// several links, its name is not known for sure, it lies on another file system, or a copy would not be cheap.
+    /// Begins a staged version of a committed file, in phase `Clean`. False when it has to go on in place: it is
+    /// served by the kernel, has several links, its name is not known for sure, it lies on another file system, or a copy would not be cheap.
     pub(super) fn begin_stage(
         self: &Arc<Self>,
         file: &Arc<File>,
@@ -86,6 +86,10 @@ impl Engine {
         policy: Policy,
         kill: bool,
     ) -> Result<bool, Errno> {
+        if st.kernel.is_some() {
+            // Descriptors that the kernel serves would go on reading and writing the version before.
+            return Ok(false);
+        }
         let (Some(id), Some(place)) = (st.id, st.names.first().cloned()) else { return Ok(false) };
         // An appending program goes on in place where only appends are allowed (`chattr +a`).
         let append_only = content == Content::Same && st.version.as_ref().is_some_and(|v| v.append_only);

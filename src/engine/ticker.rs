@@ -25,6 +25,7 @@ impl Engine {
             // It can have changed meanwhile.
             let interval = interval();
             names_due = names_due.min(Instant::now() + interval);
+            self.look_at_unseen(false);
             let now = self.now_ms();
             let due = |st: &State| is_due(st, now, interval.as_millis() as u64);
             for file in self.unsettled_files().iter().filter(|f| due(&f.state.read())) {
@@ -63,6 +64,7 @@ impl Engine {
     /// when that takes longer than `limit` or the mount is read-only.
     pub fn drain(self: &Arc<Self>, limit: Duration) -> Result<(), u64> {
         let deadline = Instant::now() + limit;
+        self.look_at_unseen(true);
         loop {
             self.unsettled_files().iter().filter(|f| owes(&f.state.read())).for_each(|f| self.commit_quietly(f, owes));
             self.sync_names();

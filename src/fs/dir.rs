@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rustix::fs::{self as rfs, FileType, RawDir, SeekFrom};
 use rustix::io::Errno;
 
-use super::{Entry, Fs, Opened, Reply};
+use super::{Entry, Fs, IoMode, Opened, Reply};
 use crate::backend::FileId;
 use crate::engine::dir::Dir;
 use crate::engine::dispatch::Done;
@@ -61,7 +61,8 @@ impl Fs {
         let dir = self.dir(node)?;
         let fd = self.backing().open_anchor(&dir.anchor, libc::O_RDONLY | libc::O_DIRECTORY)?;
         let list = Mutex::new(Listing { fd, at: 0, staged: Vec::new(), skip: HashSet::new() });
-        Ok(Opened { fh: self.dirs.add(DirHandle { dir, list }) })
+        let io = IoMode::Directory { cached: false };
+        Ok(Opened { fh: self.dirs.add(DirHandle { dir, list }), io, flush: true })
     }
 
     /// closedir(3).

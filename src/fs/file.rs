@@ -1,5 +1,6 @@
 //! Content of regular files: open, read, write, close, fsync.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use rustix::fs::{self as rfs, SeekFrom};
@@ -9,6 +10,7 @@ use super::{Caller, Fs, Opened, Reply};
 use crate::engine::dispatch::{CommitError, Done};
 use crate::engine::file::Handle;
 use crate::engine::io::Access;
+use crate::engine::served::Register;
 
 fn errno(r: Result<(), CommitError>) -> Result<(), Errno> {
     r.map_err(|e| e.errno())
@@ -17,13 +19,15 @@ fn errno(r: Result<(), CommitError>) -> Result<(), Errno> {
 impl Fs {
     /// open(2) of an existing file; with `O_TRUNC` the rewrite begins here.
     pub fn open(self: &Arc<Self>, caller: Caller, node: u64, flags: i32, reply: Reply<Opened>) {
-        let found = self.node(node).and_then(|n| Ok((self.policy_of(&n), n.file()?.clone())));
-        let (policy, file) = match found {
+        let found = self.node(node).and_then(|n| Ok((self.policy_of(&n), n.file()?.clone(), n)));
+        let (policy, file, at) = match found {
             Ok(f) => f,
             Err(e) => return reply.send(Err(e)),
         };
-        match self.engine.open(&file, flags, policy, caller.uid != 0) {
-            Access::Done(h) => reply.send(h.map(|h| Opened { fh: self.files.add(h) })),
+        let register = |fd: BorrowedFd<'_>| self.register(fd);
+        let served = self.may_pass(&at, &policy).then_some(&register as Register<'_>);
+        match self.engine.open_served(&file, flags, policy, caller.uid != 0, served) {
+            Access::Done(h) => reply.send(h.map(|h| self.opened(&at, h))),
             Access::Wait => {
                 let me = self.clone();
                 self.engine.park(&file, Box::new(move || me.open(caller, node, flags, reply)));
@@ -76,7 +80,9 @@ impl Fs {
     /// The last reference to a descriptor is gone.
     pub fn release(&self, node: u64, fh: u64) {
         if let Some(h) = self.files.remove(fh) {
-            self.engine.release(&h);
+            if let Some(id) = self.engine.release(&h) {
+                self.unregister(id);
+            }
             self.reap_if_forgotten(node);
         }
     }

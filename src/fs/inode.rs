@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam_channel::Sender;
@@ -75,7 +75,9 @@ pub struct Node {
     /// What the file says of its own policy, once that was read.
     pub(super) own: OnceOwn,
     /// Backing inode of what is never replaced; for files the state knows.
-    fixed: FileId,
+    pub(super) fixed: FileId,
+    /// For files: the change time, in nanoseconds since 1970, at which the kernel's pages were the content; 0: not known.
+    pub(super) pages: AtomicI64,
 }
 
 /// Work for the thread that talks to the kernel unasked.
@@ -106,13 +108,7 @@ const OWN: u64 = 1 << 62;
 
 impl Table {
     pub(super) fn new(root: Dir, id: FileId, dev: u64, stale: Sender<Stale>) -> Self {
-        let node = Node {
-            id: ROOT,
-            kind: Kind::Dir(Arc::new(root)),
-            lookups: AtomicU64::new(1),
-            own: OnceOwn::default(),
-            fixed: id,
-        };
+        let node = Node::new(ROOT, Kind::Dir(Arc::new(root)), id);
         let mut maps = Maps::default();
         maps.nodes.insert(ROOT, Arc::new(node));
         maps.by_inode.insert(id, ROOT);
@@ -184,9 +180,7 @@ impl Table {
             n.lookups.fetch_add(1, Ordering::AcqRel);
             return n.clone();
         }
-        let kind = Kind::File(file.clone());
-        let node =
-            Arc::new(Node { id: file.tag, kind, lookups: AtomicU64::new(1), own: OnceOwn::default(), fixed: id });
+        let node = Arc::new(Node::new(file.tag, Kind::File(file.clone()), id));
         maps.nodes.insert(file.tag, node.clone());
         maps.by_inode.insert(id, file.tag);
         node
@@ -219,7 +213,7 @@ impl Table {
             }
             _ => Kind::Other(Other { anchor, pin: OnceLock::new() }),
         };
-        let node = Arc::new(Node { id: tag, kind, lookups: AtomicU64::new(1), own: OnceOwn::default(), fixed: id });
+        let node = Arc::new(Node::new(tag, kind, id));
         node.learn_name(st, dir, name);
         maps.nodes.insert(tag, node.clone());
         maps.by_inode.insert(id, tag);
@@ -248,6 +242,11 @@ impl Maps {
 }
 
 impl Node {
+    /// Counted once.
+    fn new(id: u64, kind: Kind, fixed: FileId) -> Self {
+        Self { id, kind, lookups: AtomicU64::new(1), own: OnceOwn::default(), fixed, pages: AtomicI64::new(0) }
+    }
+
     /// Whether this node is that very inode and not one that had the same number before.
     fn is(&self, id: FileId, anchor: &Anchor) -> bool {
         match &self.kind {

@@ -4,6 +4,7 @@
 //! concerns content and staged versions goes to `engine`. A call that has to wait for a commit is parked there and
 //! run again by a worker; no call blocks the thread that made it on a flush.
 
+mod caching;
 mod dir;
 mod file;
 mod inode;
@@ -28,6 +29,7 @@ use rustix::fs::Stat;
 use rustix::io::Errno;
 
 pub use crate::sys::creds::Caller;
+pub use caching::{IoMode, Opened, Passthrough};
 pub use dir::DirEntry;
 pub use inode::{Kind, Node};
 pub use meta::{SetAttr, SetTime};
@@ -63,13 +65,6 @@ pub struct Entry {
     pub attr: Attr,
     /// How long the kernel may keep the name.
     pub ttl: Duration,
-}
-
-/// A descriptor for the kernel.
-#[derive(Debug, Clone, Copy)]
-pub struct Opened {
-    /// Its number.
-    pub fh: u64,
 }
 
 /// Numbered descriptors.
@@ -111,6 +106,7 @@ pub struct Fs {
     files: Handles<Handle>,
     dirs: Handles<dir::DirHandle>,
     ttl: Duration,
+    kernel: caching::Kernel,
     stale: Receiver<Stale>,
     stale_tx: Sender<Stale>,
 }
@@ -140,6 +136,7 @@ impl Fs {
             files: Handles::default(),
             dirs: Handles::default(),
             ttl,
+            kernel: caching::Kernel::default(),
             stale,
             stale_tx,
         }))

@@ -1,6 +1,7 @@
 //! Names: lookup, forget, creation, removal, rename, link.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use rustix::fs::{self as rfs, FileType, Mode, OFlags};
@@ -263,7 +264,9 @@ impl Fs {
             }
             self.engine.names_changed(&dir);
             let node = self.find(&dir, name)?;
-            match self.engine.open(node.file()?, flags & !libc::O_TRUNC, policy, false) {
+            let register = |fd: BorrowedFd<'_>| self.register(fd);
+            let opened = self.engine.open_served(node.file()?, flags & !libc::O_TRUNC, policy, false, Some(&register));
+            match opened {
                 Access::Done(h) => (node, h?),
                 Access::Wait => return Err(Errno::IO),
             }
@@ -277,7 +280,8 @@ impl Fs {
             (self.table.enter_file(&handle.file, id), handle)
         };
         let entry = self.entry(&node)?;
-        Ok(Some((entry, Opened { fh: self.files.add(handle) })))
+        let opened = self.opened(&node, handle);
+        Ok(Some((entry, opened)))
     }
 
     /// unlink(2).
@@ -505,6 +509,6 @@ impl Fs {
         if stat.st_dev != self.backing().dev() {
             self.restrict(node, &mut stat)?;
         }
-        Ok(Attr { ino: node.id, stat, ttl: self.ttl })
+        Ok(Attr { ino: node.id, stat, ttl: self.attr_ttl(node, &stat) })
     }
 }

@@ -54,6 +54,7 @@ impl Fs {
             ops_per_batch_x100: counters.batched_ops * 100 / counters.batches.max(1),
             commit_latency: e.commit_latency.summary(),
             flush_latency: e.flush_latency.summary(),
+            no_passthrough: self.why_no_passthrough(),
             counters,
             failed,
             inodes,

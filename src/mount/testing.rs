@@ -34,6 +34,7 @@ pub fn status() -> Status {
         ops_per_batch_x100: 0,
         commit_latency: LatencySummary::default(),
         flush_latency: LatencySummary::default(),
+        no_passthrough: String::new(),
         counters: CounterValues::default(),
         failed: Vec::new(),
         inodes: 0,

@@ -199,13 +199,37 @@ pub fn keep_needed_capabilities() -> Result<(), Errno> {
 /// Leaving user 0 drops the file system capabilities from the effective set; those whose checks the kernel has made
 /// come back, `CAP_FSETID` and `CAP_CHOWN` do not: the kernel then clears S_ISGID as it would for the caller.
 fn raise_kept() {
+    // What cannot be raised is missed by the call that needs it, which says so.
+    let _ = effective(|e, permitted| e | (KEPT & permitted));
+}
+
+/// Runs `f` without `CAP_FSETID` in force on this thread: what keeps this thread's credentials (a file registered for
+/// passthrough) loses set-user-ID and set-group-ID when it is written, as with any program that has no such privilege.
+///
+/// # Errors
+/// What the kernel says; `f` did not run then.
+pub fn without_fsetid<T>(f: impl FnOnce() -> T) -> Result<T, Errno> {
+    const FSETID: u32 = 1 << 4;
+    let had = effective(|e, _| e & !FSETID)?;
+    let r = f();
+    effective(|_, _| had)?;
+    Ok(r)
+}
+
+/// Changes the first 32 effective capabilities of this thread, given them and the permitted ones; gives the former ones.
+fn effective(change: impl FnOnce(u32, u32) -> u32) -> Result<u32, Errno> {
     let mut head = CapHeader { version: CAP_V3, pid: 0 };
     let mut data = [CapData::default(); 2];
     // SAFETY: version 3 reads and writes one header and two data records, which these are.
     unsafe {
-        if libc::syscall(libc::SYS_capget, &raw mut head, data.as_mut_ptr()) == 0 {
-            data[0].effective |= KEPT & data[0].permitted;
-            libc::syscall(libc::SYS_capset, &raw mut head, data.as_ptr());
+        if libc::syscall(libc::SYS_capget, &raw mut head, data.as_mut_ptr()) != 0 {
+            return Err(last_errno());
         }
+        let had = data[0].effective;
+        data[0].effective = change(had, data[0].permitted);
+        if data[0].effective != had && libc::syscall(libc::SYS_capset, &raw mut head, data.as_ptr()) != 0 {
+            return Err(last_errno());
+        }
+        Ok(had)
     }
 }

@@ -173,6 +173,8 @@ fn agree(offer: &InitIn, wanted: u64) -> (u64, InitOut) {
         congestion_threshold: CONGESTED,
         max_write: MAX_WRITE,
         time_gran: 1,
+        // The backing directory is on no stacked file system; a stacked one may be put on this mount.
+        max_stack_depth: 1,
         max_pages: (MAX_WRITE as usize).div_ceil(rustix::param::page_size()) as u16,
         ..Default::default()
     };

@@ -3,29 +3,30 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+    BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{FileType as Kind, Stat};
 
 use super::device::MAX_WRITE;
 use super::dispatch::{decode_dev, encode_dev};
 use super::mounting::{self, Access, Options};
+use super::opened::{Device, answer, answer_create};
 use crate::fs::{Attr, Caller, Entry, Fs, Opened, Reply, SetAttr, SetTime};
 
 type Result<T> = std::result::Result<T, rustix::io::Errno>;
 
 /// What is asked of the kernel, where it offers it. fuser accepts everything that is offered, also what it cannot
 /// honour (`SETXATTR_EXT` makes it panic), so nothing outside this list is asked for.
-pub(super) const WANTED: [InitFlags; 13] = [
+pub(super) const WANTED: [InitFlags; 14] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_BIG_WRITES,
@@ -39,6 +40,7 @@ pub(super) const WANTED: [InitFlags; 13] = [
     InitFlags::FUSE_MAX_PAGES,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_PASSTHROUGH,
 ];
 
 thread_local! {
@@ -85,7 +87,9 @@ impl Mounted {
         };
         let session = fuser::Session::from_fd(Adapter { fs: fs.clone() }, fd, acl, config)?;
         let tell = session.notifier();
+        let device = Device(session.as_fd().try_clone_to_owned()?);
         let session = session.spawn()?;
+        fs.begin_passthrough(Box::new(device));
         let me = fs.clone();
         let notifier = std::thread::Builder::new().name("notifier".into()).spawn(move || {
             me.notify_stale(|s| {
@@ -104,6 +108,8 @@ impl Mounted {
     /// The session ended by a failure of the device.
     pub fn wait(self) -> io::Result<()> {
         let ended = self.session.join();
+        // Its descriptor would keep the connection open.
+        self.fs.end_passthrough("the session ended");
         self.fs.stop_notifying();
         if self.notifier.join().is_err() {
             tracing::error!("the notifier thread panicked");
@@ -194,7 +200,7 @@ fn attr(reply: ReplyAttr) -> Reply<Attr> {
 
 fn opened(reply: ReplyOpen) -> Reply<Opened> {
     Reply::new(move |r: Result<Opened>| match r {
-        Ok(o) => reply.opened(FileHandle(o.fh), FopenFlags::empty()),
+        Ok(o) => answer(reply, &o),
         Err(e) => reply.error(errno(e)),
     })
 }
@@ -222,6 +228,10 @@ impl Filesystem for Adapter {
             if config.add_capabilities(flag).is_err() {
                 tracing::info!(?flag, "the kernel does not offer this");
             }
+        }
+        // The backing directory is on no stacked file system; a stacked one may be put on this mount.
+        if let Err(nearest) = config.set_max_stack_depth(1) {
+            tracing::info!(nearest, "no passthrough");
         }
         if let Err(nearest) = config.set_max_write(MAX_WRITE) {
             tracing::info!(nearest, "largest write");
@@ -467,7 +477,7 @@ impl Filesystem for Adapter {
             // One time-out for name and attributes: the shorter.
             Ok((e, o)) => {
                 let attr = file_attr(e.node, &e.attr.stat);
-                reply.created(&e.ttl.min(e.attr.ttl), &attr, Generation(0), FileHandle(o.fh), FopenFlags::empty());
+                answer_create(reply, e.ttl.min(e.attr.ttl), &attr, &o);
             }
             Err(e) => reply.error(errno(e)),
         });

@@ -10,6 +10,7 @@ mod device;
 mod dispatch;
 pub mod fuser;
 pub mod mounting;
+mod opened;
 pub mod session;
 mod uring;
 

@@ -1,7 +1,7 @@
 //! A mount whose requests come through io_uring: rings, device and notifier as one.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -11,7 +11,7 @@ use super::device::Device;
 use super::dispatch::Guard;
 use super::mounting::{self, Options};
 use super::uring::{self, Rings, Serving};
-use super::{abi, wanted};
+use super::{abi, opened, wanted};
 use crate::fs::Fs;
 
 /// Why there is no mount.
@@ -61,6 +61,7 @@ impl Mounted {
     pub fn wait(self) -> io::Result<()> {
         let ended = self.ended.recv().unwrap_or_else(|_| Err(io::Error::other("the device's thread ended")));
         self.rings.stop();
+        self.fs.end_passthrough("the session ended");
         self.fs.stop_notifying();
         if self.notifier.join().is_err() {
             tracing::error!("the notifier thread panicked");
@@ -82,6 +83,7 @@ fn serve(fs: Arc<Fs>, fd: OwnedFd, options: &Options, rings: Rings) -> Result<(M
         return Err(Refusal::Unsuitable(why));
     }
     watch_device(serving, end)?;
+    fs.begin_passthrough(Box::new(opened::Device(device.as_fd().try_clone_to_owned()?)));
     let me = fs.clone();
     let tell = move || me.notify_stale(|s| device.tell(s));
     let notifier = std::thread::Builder::new().name("notifier".into()).spawn(tell)?;
