@@ -22,6 +22,7 @@ pub mod recover;
 pub mod stage;
 pub mod state;
 mod ticker;
+mod view;
 mod workers;
 
 use std::collections::{HashMap, VecDeque};

@@ -291,7 +291,7 @@ impl Running {
                         asked_by = Some(client);
                         break;
                     }
-                    Err(e) => answer(&client, &Answer::Error(e)),
+                    Err(e) => drop(answer(&client, &Answer::Error(e))),
                 },
             }
         }
@@ -327,7 +327,7 @@ impl Running {
     /// A signal cannot be refused: what is in use is detached.
     fn stop_by_signal(&self) {
         notify(&[NotifyState::Stopping]);
-        if let Err(e) = self.volume.drain(DRAIN_TIME) {
+        if let Err(e) = self.volume.drain(DRAIN_TIME, &mut |_| true) {
             tracing::error!("{}", not_drained(&e));
         }
         let mut result = self.unmount(false);
@@ -342,7 +342,7 @@ impl Running {
     }
 
     fn stop_by_request(&self, lazy: bool) -> Result<()> {
-        match self.volume.drain(DRAIN_TIME) {
+        match self.volume.drain(DRAIN_TIME, &mut |_| true) {
             Err(e) if !lazy => return Err(not_drained(&e)),
             Err(e) => tracing::error!("{}", not_drained(&e)),
             Ok(()) => {}
@@ -377,7 +377,7 @@ impl Running {
         loop {
             match self.inbox.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(Event::Ended(_)) => return,
-                Ok(Event::Stop { client, .. }) => answer(&client, &Answer::Done),
+                Ok(Event::Stop { client, .. }) => drop(answer(&client, &Answer::Done)),
                 Ok(Event::Signal(SIGHUP)) => {}
                 Ok(Event::Signal(_)) | Err(_) => {
                     tracing::warn!("files are still open; programs that use them will see ENOTCONN");
