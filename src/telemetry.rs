@@ -200,6 +200,23 @@ pub struct ConfigState {
     pub changes: Vec<crate::config::runtime::Change>,
 }
 
+/// A file with changes that are not durable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uncommitted {
+    /// Path in the mount; empty when no name is known.
+    pub path: String,
+    /// As in [`PathReport::state`].
+    pub state: String,
+    /// Size of the staged version; 0 for what is written in place.
+    pub bytes: u64,
+    /// Age of the oldest change, in milliseconds.
+    pub age_ms: u64,
+    /// Since the last write, in milliseconds.
+    pub idle_ms: u64,
+    /// Descriptors that may write.
+    pub writers: u32,
+}
+
 /// What `fsys status` shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -219,6 +236,9 @@ pub struct Status {
     pub transport: String,
     /// File system type of the backing directory.
     pub filesystem: String,
+    /// Its device, as mountinfo names it, and its number.
+    #[serde(default)]
+    pub device: String,
     /// Which barriers commits use there, and why.
     pub flush_strategy: String,
     /// True where files can be cloned (reflink).
@@ -235,6 +255,9 @@ pub struct Status {
     pub config: ConfigState,
     /// Age of the oldest uncommitted write, in milliseconds; 0 when all is committed.
     pub oldest_uncommitted_ms: u64,
+    /// Files with changes that are not durable, the oldest first, at most 20.
+    #[serde(default)]
+    pub uncommitted: Vec<Uncommitted>,
     /// Coalescing: operations per batch since the mount, times 100.
     pub ops_per_batch_x100: u64,
     /// From submission to answer.
@@ -266,12 +289,17 @@ pub struct PathReport {
     pub policy: crate::config::policy::Policy,
     /// For each value of the policy: its name and where it comes from.
     pub origin: Vec<(String, String)>,
-    /// `clean`, `staged`, `committing`, `orphan` or, for what is no regular file, `not a file`.
+    /// `committed`, `written in place, not synced`, `staged`, `committing`, `orphan` (no name leads to it) or, for what
+    /// is no regular file, `not a file`.
     pub state: String,
     /// Size in bytes, as programs see it.
     pub size: u64,
-    /// Age of the oldest uncommitted write, in milliseconds; 0 when committed.
-    pub uncommitted_ms: u64,
+    /// What is not durable.
+    pub uncommitted: Option<Uncommitted>,
+    /// When this mount published it last, in seconds since 1970; `None`: not since the mount.
+    pub committed_at: Option<i64>,
+    /// Descriptors that programs have open.
+    pub opens: u32,
 }
 
 #[cfg(test)]

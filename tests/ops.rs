@@ -375,3 +375,46 @@ fn metrics_are_not_served_to_other_machines_by_accident() {
     let s = Site::new("", &format!(",metrics={}", taken.local_addr().unwrap()));
     assert!(s.mount.log().contains("no metrics at"), "{}", s.mount.log());
 }
+
+#[test]
+fn status_and_get_say_what_is_not_durable_and_drain_makes_it() {
+    if !can_mount("status, get and drain") {
+        return;
+    }
+    let s = Site::new("", ",durability=relaxed,commit_interval_ms=3600000");
+    let get = |name: &str| out(&fsys().arg("get").arg(s.path(name)).output().unwrap());
+    assert!(s.ok(&["status"]).contains("uncommitted  nothing"));
+    fs::write(s.path("late"), "12345").unwrap();
+    let status = s.ok(&["status"]);
+    assert!(status.starts_with("healthy: ") && status.contains("1 version(s) staged, 5 bytes"), "{status}");
+    let row = status.lines().find(|l| l.contains("late: staged, 5 bytes")).unwrap_or_else(|| panic!("{status}"));
+    assert!(row.contains("0 writer(s)"), "{row}");
+    assert!(get("late").starts_with("late: staged, 5 bytes, 5 bytes staged; not durable for"), "{}", get("late"));
+    for part in ["backing", "flush", "errors       0 failed commits", "fallbacks", "coalescing"] {
+        assert!(status.contains(part), "{part}: {status}");
+    }
+    let json = s.mount.status();
+    let number =
+        format!("({}:{})", rustix::fs::major(dev(s.mount.backing())), rustix::fs::minor(dev(s.mount.backing())));
+    assert!(json["device"].as_str().unwrap().ends_with(&number), "{} {number}", json["device"]);
+    assert_eq!(json["uncommitted"][0]["path"], "late");
+
+    let drained = s.ok(&["drain"]);
+    assert!(drained.contains("everything acknowledged is durable") && !drained.contains('\r'), "{drained}");
+    assert!(s.mount.backing().join("late").exists());
+    let text = get("late");
+    assert!(text.starts_with("late: committed, 5 bytes") && text.contains("published "), "{text}");
+    fs::write(s.mount.backing().join("old"), "x").unwrap();
+    assert!(get("old").contains("not written since the mount"), "{}", get("old"));
+
+    // A writer in the middle of a save is not waited for: nothing was acknowledged to it.
+    let mut open = fs::File::create(s.path("open")).unwrap();
+    open.write_all(b"half").unwrap();
+    assert!(get("open").contains("1 writer(s)"), "{}", get("open"));
+    s.ok(&["drain"]);
+    assert!(!s.mount.backing().join("open").exists());
+}
+
+fn dev(path: &Path) -> u64 {
+    rustix::fs::stat(path).unwrap().st_dev
+}

@@ -105,17 +105,28 @@ impl Daemon {
     /// Asks, and waits `time` and 10 s more for the answer; an error that the daemon answers is
     /// returned as one.
     pub fn ask(&self, request: &Request, time: Duration) -> Result<Answer> {
-        let exchange = || -> io::Result<Answer> {
+        self.ask_telling(request, time, |_| {})
+    }
+
+    /// [`Daemon::ask`], and `progress` is told how much is left whenever the daemon says so.
+    pub fn ask_telling(&self, request: &Request, time: Duration, mut progress: impl FnMut(u64)) -> Result<Answer> {
+        let mut exchange = || -> io::Result<Answer> {
             let mut line = serde_json::to_vec(request)?;
             line.push(b'\n');
             self.stream.set_read_timeout(Some(time.saturating_add(ANSWER_TIME)))?;
             (&self.stream).write_all(&line)?;
-            let mut answer = Vec::new();
-            BufReader::new(&self.stream).read_until(b'\n', &mut answer)?;
-            if answer.is_empty() {
-                return Err(io::Error::new(ErrorKind::UnexpectedEof, "the daemon ended without an answer"));
+            let mut reader = BufReader::new(&self.stream);
+            loop {
+                let mut answer = Vec::new();
+                reader.read_until(b'\n', &mut answer)?;
+                if answer.is_empty() {
+                    return Err(io::Error::new(ErrorKind::UnexpectedEof, "the daemon ended without an answer"));
+                }
+                match serde_json::from_slice(&answer)? {
+                    Answer::Left(left) => progress(left),
+                    answer => return Ok(answer),
+                }
             }
-            Ok(serde_json::from_slice(&answer)?)
         };
         match exchange() {
             Ok(Answer::Error(e)) => Err(e),
@@ -207,6 +218,7 @@ mod tests {
             root: "/".into(),
             mountpoint: at.into(),
             kind: "fuse.fsys".into(),
+            source: "/data".into(),
             user: Some(0),
         }
     }

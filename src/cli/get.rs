@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Output;
 use super::client::{Daemon, find_path, path_bytes, strange};
@@ -38,31 +38,69 @@ pub fn run(args: &Args) -> Result<Output> {
 fn words(r: &PathReport) -> String {
     let path = if r.path.is_empty() { "the root of the mount" } else { &r.path };
     let mut text = format!("{path}: {}, {} bytes", r.state, r.size);
-    if r.uncommitted_ms > 0 {
-        write!(text, ", uncommitted for {} ms", r.uncommitted_ms).unwrap_or_default();
+    if let Some(u) = &r.uncommitted {
+        let staged = if u.bytes > 0 { format!(", {} bytes staged", u.bytes) } else { String::new() };
+        let (age, idle) = (seconds(u.age_ms), seconds(u.idle_ms));
+        text += &format!("{staged}; not durable for {age}, last written {idle} ago, {} writer(s)", u.writers);
+    }
+    match r.committed_at {
+        Some(at) => text += &format!("\n  published {} ago, open {} time(s)", seconds(since(at)), r.opens),
+        None if r.state == "committed" => text += &format!("\n  not written since the mount, open {} time(s)", r.opens),
+        None => {}
     }
     for (key, value) in r.policy.values() {
-        let source = r.origin.iter().find(|(name, _)| name == key).map_or("unknown", |(_, source)| source);
         // Writing to a String cannot fail.
+        let source = r.origin.iter().find(|(name, _)| name == key).map_or("unknown", |(_, source)| source);
         write!(text, "\n  {key:<18} {value:<10} {source}").unwrap_or_default();
     }
     text
+}
+
+/// Milliseconds since a time in seconds since 1970.
+fn since(at: i64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_secs(at.max(0) as u64)).as_millis() as u64
+}
+
+/// Milliseconds as seconds.
+pub fn seconds(ms: u64) -> String {
+    format!("{}.{:03} s", ms / 1000, ms % 1000)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::policy::Policy;
+    use crate::telemetry::Uncommitted;
 
     #[test]
     fn words_name_every_source() {
         let origin = vec![("mode".to_owned(), "/etc/fsys.toml:3".to_owned())];
-        let path = "a.db".to_owned();
-        let report =
-            PathReport { path, policy: Policy::default(), origin, state: "staged".into(), size: 7, uncommitted_ms: 40 };
+        let uncommitted = Uncommitted {
+            path: "a.db".into(),
+            state: "staged".into(),
+            bytes: 7,
+            age_ms: 1040,
+            idle_ms: 12,
+            writers: 1,
+        };
+        let mut report = PathReport {
+            path: "a.db".into(),
+            policy: Policy::default(),
+            origin,
+            state: "staged".into(),
+            size: 7,
+            uncommitted: Some(uncommitted),
+            committed_at: None,
+            opens: 1,
+        };
         let text = words(&report);
-        assert!(text.starts_with("a.db: staged, 7 bytes, uncommitted for 40 ms\n"), "{text}");
+        let first =
+            "a.db: staged, 7 bytes, 7 bytes staged; not durable for 1.040 s, last written 0.012 s ago, 1 writer(s)";
+        assert_eq!(text.lines().next(), Some(first));
         assert!(text.lines().any(|l| l.contains("mode") && l.contains("auto") && l.ends_with("/etc/fsys.toml:3")));
         assert_eq!(text.lines().count(), 5);
+        (report.uncommitted, report.committed_at) = (None, Some(i64::MAX));
+        assert!(words(&report).contains("published 0.000 s ago, open 1 time(s)"), "{}", words(&report));
     }
 }

@@ -15,6 +15,7 @@ mod recover;
 mod reload;
 mod set;
 mod status;
+mod top;
 mod tune;
 mod umount;
 
@@ -47,6 +48,7 @@ struct Tool {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Status(status::Args),
+    Top(top::Args),
     Get(get::Args),
     Set(set::Args),
     Reload(reload::Args),
@@ -86,6 +88,7 @@ pub fn tool() -> ExitCode {
     };
     let output = match &tool.verb {
         Verb::Status(args) => status::run(args),
+        Verb::Top(args) => top::run(args),
         Verb::Get(args) => get::run(args),
         Verb::Set(args) => set::run(args),
         Verb::Reload(args) => reload::run(args),

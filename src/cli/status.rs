@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::Output;
 use super::client::{Daemon, find, strange};
+use super::get::seconds;
 use crate::config::keys::BUILT_IN;
 use crate::error::{Exit, Result};
 use crate::mount::control::{Answer, Request};
-use crate::telemetry::{ConfigState, Status};
+use crate::telemetry::{ConfigState, Status, Uncommitted};
 
 const EXAMPLE: &str = "Examples:
   fsys status
@@ -42,6 +43,9 @@ pub fn run(args: &Args) -> Result<Output> {
     }
 }
 
+/// Uncommitted files that are named; `--json` has more.
+const SHOWN: usize = 5;
+
 fn words(s: &Status) -> String {
     let c = &s.counters;
     let reason = if s.reason.is_empty() { "every save is whole and as durable as its policy says" } else { &s.reason };
@@ -50,28 +54,25 @@ fn words(s: &Status) -> String {
     let mut lines = vec![
         format!("{}: {reason}", s.health),
         row("mount", format!("{} on {}", s.backing, s.mountpoint)),
-        row("backing", format!("{}, {reflink}; flushed by {}", s.filesystem, s.flush_strategy)),
+        row("backing", format!("{} on {}, {reflink}; flushed by {}", s.filesystem, s.device, s.flush_strategy)),
         row("daemon", format!("pid {}, version {}", s.pid, s.version)),
         row("transport", &s.transport),
         row("policy", format!("{}; {} rule(s)", policy.join(", "), s.rules)),
         row("set", set(s)),
         row("config", config(&s.config)),
         row("uncommitted", uncommitted(s)),
-        row("commits", format!("{} done, {} failed, {} under way", c.commits, c.commit_failures, c.in_flight)),
-        row("in place", format!("{} synced, {} fallback(s)", c.in_place_syncs, c.in_place_fallbacks)),
-        row(
-            "coalescing",
-            format!(
-                "{}.{:02} per batch, largest {}",
-                s.ops_per_batch_x100 / 100,
-                s.ops_per_batch_x100 % 100,
-                c.batch_peak
-            ),
-        ),
-        row("latency", format!("commit {}; flush {}", latency(&s.commit_latency), latency(&s.flush_latency))),
+        row("commits", format!("{} done, {} under way, {} slow", c.commits, c.in_flight, c.slow_commits)),
+        row("in place", format!("{} synced", c.in_place_syncs)),
+        row("coalescing", coalescing(s)),
+        row("commit", latency(&s.commit_latency)),
+        row("flush", format!("{} calls; {}", c.flush_calls, latency(&s.flush_latency))),
+        row("errors", errors(s)),
+        row("fallbacks", format!("{} went on in place, {} O_DIRECT", c.in_place_fallbacks, c.direct_fallbacks)),
         row("passthrough", passthrough(s)),
         row("open", format!("{} handle(s), {} inode(s) known", s.handles, s.inodes)),
     ];
+    let shown = &s.uncommitted[..s.uncommitted.len().min(SHOWN)];
+    lines.extend(shown.iter().map(|u| row("staged", staged(u))));
     for f in &s.failed {
         let kept = if f.kept_as.is_empty() { "not kept".into() } else { format!("kept as .fsys/failed/{}", f.kept_as) };
         lines.push(row("failed", format!("{}: {} at {}; {kept}", f.path, f.error, f.failed_at)));
@@ -113,12 +114,32 @@ fn config(c: &ConfigState) -> String {
 }
 
 fn uncommitted(s: &Status) -> String {
-    match s.counters.staged_now {
-        0 => "nothing".into(),
-        n => {
-            format!("{n} version(s), {} bytes, the oldest for {} ms", s.counters.staged_bytes, s.oldest_uncommitted_ms)
-        }
+    let c = &s.counters;
+    if c.staged_now == 0 && s.oldest_uncommitted_ms == 0 {
+        return "nothing".into();
     }
+    let oldest = seconds(s.oldest_uncommitted_ms);
+    format!("{} version(s) staged, {} bytes; the oldest change is {oldest} old", c.staged_now, c.staged_bytes)
+}
+
+fn staged(u: &Uncommitted) -> String {
+    let path = if u.path.is_empty() { "(no name)" } else { &u.path };
+    let (age, idle) = (seconds(u.age_ms), seconds(u.idle_ms));
+    format!("{path}: {}, {} bytes, {age} old, last written {idle} ago, {} writer(s)", u.state, u.bytes, u.writers)
+}
+
+fn coalescing(s: &Status) -> String {
+    let c = &s.counters;
+    let (whole, part) = (s.ops_per_batch_x100 / 100, s.ops_per_batch_x100 % 100);
+    format!("{whole}.{part:02} operations per batch, largest {}; {} windows", c.batch_peak, c.windows)
+}
+
+fn errors(s: &Status) -> String {
+    let c = &s.counters;
+    format!(
+        "{} failed commits, {} panics, {} writes refused at staging_max_bytes, {} waits at queue_max",
+        c.commit_failures, c.panics, c.staging_full, c.queue_full_waits
+    )
 }
 
 fn latency(l: &crate::telemetry::LatencySummary) -> String {
@@ -157,6 +178,6 @@ mod tests {
         let text = words(&s);
         assert!(text.starts_with("degraded: 1 version could not be committed\n"), "{text}");
         assert!(text.contains("a/b: no space left at flush; kept as .fsys/failed/0001"), "{text}");
-        assert!(text.contains("commit median 1.250 ms") && text.contains("2 version(s)"), "{text}");
+        assert!(text.contains("commit       median 1.250 ms") && text.contains("2 version(s)"), "{text}");
     }
 }

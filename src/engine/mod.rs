@@ -23,6 +23,7 @@ pub mod served;
 pub mod stage;
 pub mod state;
 mod ticker;
+mod view;
 mod workers;
 
 use std::collections::{HashMap, VecDeque};

@@ -115,19 +115,8 @@ impl Engine {
         }
     }
 
-    /// Age of the oldest change that is not durable, in milliseconds.
-    pub fn oldest_uncommitted_ms(&self) -> u64 {
-        let now = self.now_ms();
-        let age = |f: &Arc<File>| {
-            let st = f.state.read();
-            let since = st.version.as_ref().map_or(0, |v| v.dirty_ms.load(Ordering::Relaxed));
-            if since == 0 { 0 } else { now.saturating_sub(since) }
-        };
-        self.unsettled_files().iter().map(age).max().unwrap_or(0)
-    }
-
     /// A copy, so that no state is looked at while the set is locked: everywhere else the state comes first.
-    fn unsettled_files(&self) -> Vec<Arc<File>> {
+    pub(super) fn unsettled_files(&self) -> Vec<Arc<File>> {
         self.unsettled.lock().values().cloned().collect()
     }
 }

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
 use super::{Fs, Kind, Node, ROOT, plain};
 use crate::telemetry::{PathReport, Status};
+
+/// Files that the status names.
+const SHOWN: usize = 20;
 
 impl Fs {
     /// The state of the mount; `backing` and `mountpoint` as people know them.
@@ -47,7 +49,9 @@ impl Fs {
             policy: config.policies.base,
             rules: config.policies.rules.len(),
             settings: config.settings(),
+            uncommitted: e.uncommitted(SHOWN),
             // The life cycle knows these.
+            device: String::new(),
             config: crate::telemetry::ConfigState::default(),
             started_at: 0,
             oldest_uncommitted_ms: e.oldest_uncommitted_ms(),
@@ -92,22 +96,23 @@ impl Fs {
         let config = self.engine.config();
         let own = self.own_policy(&config, node);
         let (policy, origin) = config.explain(path, own.as_deref());
-        let (state, uncommitted_ms) = match &node.kind {
-            Kind::File(f) => {
-                let st = f.state.read();
-                let since = st.version.as_ref().map_or(0, |v| v.dirty_ms.load(Ordering::Relaxed));
-                let age = if since == 0 { 0 } else { self.engine.now_ms().saturating_sub(since) };
-                (st.phase.name(), age)
-            }
-            Kind::Dir(_) | Kind::Other(_) => ("not a file", 0),
+        let (state, uncommitted) = match &node.kind {
+            Kind::File(f) => self.engine.describe(f),
+            Kind::Dir(_) | Kind::Other(_) => ("not a file", None),
         };
+        let (committed_at, opens) = node.file().map_or((None, 0), |f| {
+            let st = f.state.read();
+            (st.ctime.map(|c| c.real.0), st.opens)
+        });
         Ok(PathReport {
             path: path.display().to_string(),
             policy,
             origin,
             state: state.into(),
             size: self.attr_of(node)?.stat.st_size as u64,
-            uncommitted_ms,
+            uncommitted,
+            committed_at,
+            opens,
         })
     }
 }

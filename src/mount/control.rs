@@ -72,6 +72,9 @@ pub enum Request {
     Drain {
         /// At most this long, in milliseconds.
         timeout_ms: u64,
+        /// Tell meanwhile how much is left ([`Answer::Left`]).
+        #[serde(default)]
+        progress: bool,
     },
     /// Drain, unmount, end. The answer comes when that is done; the process ends right after it.
     Stop {
@@ -106,6 +109,8 @@ pub enum Answer {
     Config(Box<ConfigState>),
     /// To [`Request::Reload`].
     Reloaded(Reloaded),
+    /// So much is left to do; another answer follows.
+    Left(u64),
     /// It is done.
     Done,
     /// It failed.
@@ -268,7 +273,7 @@ fn serve(stream: UnixStream, live: &Live, events: &Sender<Event>) {
             }
             return;
         }
-        Ok((by, request)) => handle(request, live, &by),
+        Ok((by, request)) => handle(request, live, &by, &stream),
         Err(e) => Answer::Error(e),
     };
     answer(&stream, &reply);
@@ -309,7 +314,7 @@ fn read_line(mut stream: &UnixStream) -> io::Result<Vec<u8>> {
     }
 }
 
-fn handle(request: Request, live: &Live, by: &str) -> Answer {
+fn handle(request: Request, live: &Live, by: &str, stream: &UnixStream) -> Answer {
     tracing::debug!(by, ?request, "asked over the control socket");
     let volume = live.volume();
     let config = |r: Result<()>| r.map_or_else(Answer::Error, |()| Answer::Config(Box::new(live.state())));
@@ -334,10 +339,13 @@ fn handle(request: Request, live: &Live, by: &str) -> Answer {
                 )),
             }
         }
-        Request::Drain { timeout_ms } => match volume.drain(Duration::from_millis(timeout_ms).min(DRAIN_MAX)) {
-            Ok(()) => Answer::Done,
-            Err(e) => Answer::Error(not_drained(&e)),
-        },
+        Request::Drain { timeout_ms, progress } => {
+            let mut told = |left| !progress || answer(stream, &Answer::Left(left));
+            match volume.drain(Duration::from_millis(timeout_ms).min(DRAIN_MAX), &mut told) {
+                Ok(()) => Answer::Done,
+                Err(e) => Answer::Error(not_drained(&e)),
+            }
+        }
         // Taken out before: it is the life cycle's to answer.
         Request::Stop { .. } => Answer::Error(refused("a stop cannot be answered here", "report this")),
     }
@@ -354,17 +362,19 @@ pub fn not_drained(e: &super::volume::DrainError) -> Error {
     )
 }
 
-/// Sends an answer; a client that is gone or does not read is given up after 5 s.
-pub fn answer(mut stream: &UnixStream, reply: &Answer) {
+/// Sends an answer; a client that is gone or does not read is given up after 5 s. False when it did not take it.
+pub fn answer(mut stream: &UnixStream, reply: &Answer) -> bool {
     let mut send = || -> io::Result<()> {
         let mut line = serde_json::to_vec(reply)?;
         line.push(b'\n');
         stream.set_write_timeout(Some(REQUEST_TIME))?;
         stream.write_all(&line)
     };
-    if let Err(e) = send() {
+    let sent = send();
+    if let Err(e) = &sent {
         tracing::debug!("a control client did not take its answer: {e}");
     }
+    sent.is_ok()
 }
 
 fn refused(why: impl std::fmt::Display, action: &str) -> Error {
@@ -413,6 +423,8 @@ mod tests {
         assert!(error(ask(&path, b"{\"get\":{\"path\":[110,111]}}\n")).what.contains("no"));
         assert_eq!(ask(&path, b"{\"drain\":{\"timeout_ms\":1000}}\n"), Answer::Done);
         let late = error(ask(&path, b"{\"drain\":{\"timeout_ms\":1}}\n"));
+        let told = ask(&path, b"{\"drain\":{\"timeout_ms\":1000,\"progress\":true}}\n");
+        assert_eq!(told, Answer::Left(3));
         assert!(late.exit == Exit::Degraded && late.why.contains("3 version(s)"), "{late}");
         let mut client = UnixStream::connect(&path).unwrap();
         client.write_all(b"{\"stop\":{\"lazy\":true}}\n").unwrap();

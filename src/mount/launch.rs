@@ -3,10 +3,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::StatVfsMountFlags;
 
+use super::table;
 use super::volume::{Access, DrainError, FuseOptions, Launch, SUBTYPE, Session, Volume};
 use crate::backend::Backing;
 use crate::engine::Engine;
@@ -22,12 +23,17 @@ use crate::transport::session::Refusal;
 /// How long the end of the mount waits for what is not durable yet.
 const SHUTDOWN: Duration = Duration::from_secs(60);
 
+/// How often a drain tells how much is left.
+const TELL: Duration = Duration::from_millis(200);
+
 struct FsVolume {
     fs: Arc<Fs>,
     root: PathBuf,
     mountpoint: PathBuf,
     /// What `fsys status` says of it.
     transport: String,
+    /// Of the backing file system.
+    device: String,
     /// Holds the lock of the backing directory.
     _layout: Layout,
 }
@@ -61,8 +67,15 @@ pub fn launch(l: Launch) -> Result<(Arc<dyn Volume>, Box<dyn Session>)> {
         }
         not_mounted(l.mountpoint, &refusal)
     })?;
-    let volume = FsVolume { fs, root: l.root.into(), mountpoint: l.mountpoint.into(), transport, _layout: l.layout };
+    let (root, mountpoint) = (l.root.to_owned(), l.mountpoint.to_owned());
+    let volume = FsVolume { fs, device: device_of(&root), root, mountpoint, transport, _layout: l.layout };
     Ok((Arc::new(volume), Box::new(FuseSession(mounted))))
+}
+
+/// The device below a directory: for people, so an empty text where it cannot be told.
+fn device_of(path: &Path) -> String {
+    let mounts = table::read().unwrap_or_default();
+    table::holding(&mounts, path).map_or_else(String::new, |m| format!("{} ({})", m.source, m.device))
 }
 
 fn refused(what: &str, path: &Path, why: &dyn std::fmt::Display, action: &str) -> Error {
@@ -116,7 +129,8 @@ fn mount_options(o: &FuseOptions, root: &Path, backing: StatVfsMountFlags) -> Op
 
 impl Volume for FsVolume {
     fn status(&self) -> Status {
-        Status { transport: self.transport.clone(), ..self.fs.status(&self.root, &self.mountpoint) }
+        let (device, transport) = (self.device.clone(), self.transport.clone());
+        Status { device, transport, ..self.fs.status(&self.root, &self.mountpoint) }
     }
 
     fn histograms(&self) -> Histograms {
@@ -135,13 +149,21 @@ impl Volume for FsVolume {
         self.fs.report(relative)
     }
 
-    fn drain(&self, timeout: Duration) -> Result<(), DrainError> {
-        let failures = self.fs.engine().counters.values().commit_failures;
-        let drained = self.fs.engine().drain(timeout);
-        if let Some(why) = self.fs.engine().read_only_reason() {
+    fn drain(&self, timeout: Duration, left: &mut dyn FnMut(u64) -> bool) -> Result<(), DrainError> {
+        let engine = self.fs.engine();
+        let failures = engine.counters.values().commit_failures;
+        let end = Instant::now() + timeout;
+        let drained = loop {
+            let rest = end.saturating_duration_since(Instant::now());
+            match engine.drain(rest.min(TELL)) {
+                Err(n) if rest > TELL && engine.writable().is_ok() && left(n) => {}
+                ended => break ended,
+            }
+        };
+        if let Some(why) = engine.read_only_reason() {
             return Err(DrainError::Failed(format!("the mount is read-only: {why}")));
         }
-        match (drained, self.fs.engine().counters.values().commit_failures - failures) {
+        match (drained, engine.counters.values().commit_failures - failures) {
             (Ok(()), 0) => Ok(()),
             (Ok(()), n) => Err(DrainError::Failed(format!("{n} commits failed; the versions before them stand"))),
             (Err(left), _) => Err(DrainError::TimedOut { left }),

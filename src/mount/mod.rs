@@ -13,6 +13,7 @@ pub mod live;
 pub mod log;
 pub mod process;
 pub mod scrape;
+pub mod service;
 pub mod table;
 pub mod unmount;
 pub mod volume;
@@ -36,12 +37,13 @@ use crate::error::{Errno, Error, Exit, Result};
 use control::{Answer, Server, answer, not_drained};
 use daemon::Starter;
 use live::Live;
+use service::{Beat, drain_at_end, notify};
 use table::Mounted;
 use volume::{Launch, Launcher, Session, Volume};
 
 /// The mount must answer within this time after it was made.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
-/// A drain before an unmount may take this long.
+/// A drain before an unmount may take this long; one that cannot be refused, this long without progress.
 const DRAIN_TIME: Duration = Duration::from_secs(60);
 /// A daemon that is ending is waited for this long.
 const ENDING_TIME: Duration = Duration::from_secs(10);
@@ -144,9 +146,15 @@ fn serve(request: &Request, config: Config, launcher: Launcher, starter: &mut St
         }
     }
     tracing::info!("{} is mounted on {}", place.backing.display(), place.mountpoint.display());
-    notify(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
+    let status = service::line(&running.live.status());
+    notify(&[NotifyState::Ready, NotifyState::MainPid(std::process::id()), NotifyState::Status(&status)]);
     starter.ready();
+    let beat = Beat::start(running.live.clone());
+    if let Err(e) = &beat {
+        tracing::error!("no watchdog and no status for the service manager: cannot start a thread: {e}");
+    }
     let (exit, client) = running.until_end();
+    drop(beat);
     drop(server);
     if let Some(client) = client {
         let reply = if exit == Exit::Ok { Answer::Done } else { Answer::Error(ended_degraded()) };
@@ -291,7 +299,7 @@ impl Running {
                         asked_by = Some(client);
                         break;
                     }
-                    Err(e) => answer(&client, &Answer::Error(e)),
+                    Err(e) => drop(answer(&client, &Answer::Error(e))),
                 },
             }
         }
@@ -327,7 +335,7 @@ impl Running {
     /// A signal cannot be refused: what is in use is detached.
     fn stop_by_signal(&self) {
         notify(&[NotifyState::Stopping]);
-        if let Err(e) = self.volume.drain(DRAIN_TIME) {
+        if let Err(e) = drain_at_end(&self.live, DRAIN_TIME) {
             tracing::error!("{}", not_drained(&e));
         }
         let mut result = self.unmount(false);
@@ -342,7 +350,7 @@ impl Running {
     }
 
     fn stop_by_request(&self, lazy: bool) -> Result<()> {
-        match self.volume.drain(DRAIN_TIME) {
+        match self.volume.drain(DRAIN_TIME, &mut |_| true) {
             Err(e) if !lazy => return Err(not_drained(&e)),
             Err(e) => tracing::error!("{}", not_drained(&e)),
             Ok(()) => {}
@@ -377,7 +385,7 @@ impl Running {
         loop {
             match self.inbox.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(Event::Ended(_)) => return,
-                Ok(Event::Stop { client, .. }) => answer(&client, &Answer::Done),
+                Ok(Event::Stop { client, .. }) => drop(answer(&client, &Answer::Done)),
                 Ok(Event::Signal(SIGHUP)) => {}
                 Ok(Event::Signal(_)) | Err(_) => {
                     tracing::warn!("files are still open; programs that use them will see ENOTCONN");
@@ -394,13 +402,6 @@ impl Running {
         }
         self.wait_ended();
         self.volume.shutdown();
-    }
-}
-
-/// The service manager, when there is one, learns the state; without one nothing happens.
-fn notify(states: &[NotifyState]) {
-    if let Err(e) = sd_notify::notify(false, states) {
-        tracing::warn!("cannot tell the service manager: {e}");
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Mounted {
     pub mountpoint: PathBuf,
     /// Type, `fuse.fsys` for ours.
     pub kind: String,
+    /// What is mounted: a device, for most.
+    pub source: String,
     /// The user who mounted it, for FUSE file systems.
     pub user: Option<u32>,
 }
@@ -57,13 +59,14 @@ fn parse_line(line: &[u8]) -> Option<Mounted> {
     let device = fields.nth(2)?;
     let (root, mountpoint) = (fields.next()?, fields.next()?);
     let mut rest = fields.skip_while(|f| *f != b"-").skip(1);
-    let (kind, _source, options) = (rest.next()?, rest.next()?, rest.next().unwrap_or_default());
+    let (kind, source, options) = (rest.next()?, rest.next()?, rest.next().unwrap_or_default());
     let options = String::from_utf8_lossy(options);
     Some(Mounted {
         device: String::from_utf8_lossy(device).into_owned(),
         root: unescape(root),
         mountpoint: unescape(mountpoint),
         kind: String::from_utf8_lossy(kind).into_owned(),
+        source: unescape(source).display().to_string(),
         user: options.split(',').find_map(|o| o.strip_prefix("user_id=")).and_then(|n| n.parse().ok()),
     })
 }
@@ -103,6 +106,7 @@ mod tests {
         assert_eq!(mounts.len(), 3);
         let top = at(&mounts, Path::new("/mnt/a b")).unwrap();
         assert_eq!((top.device.as_str(), top.user, top.root.as_path()), ("0:52", Some(0), Path::new("/sub")));
+        assert_eq!(mounts[0].source, "/dev/sda1");
         assert!(top.is_fsys() && !mounts[0].is_fsys());
         assert_eq!(holding(&mounts, Path::new("/mnt/a b/c/d")), Some(top));
         assert_eq!(holding(&mounts, Path::new("/mnt/other")), Some(&mounts[0]));

@@ -30,7 +30,9 @@ pub fn status() -> Status {
         rules: 0,
         settings: Vec::new(),
         config: ConfigState::default(),
+        device: String::new(),
         oldest_uncommitted_ms: 0,
+        uncommitted: Vec::new(),
         ops_per_batch_x100: 0,
         commit_latency: LatencySummary::default(),
         flush_latency: LatencySummary::default(),
@@ -62,12 +64,15 @@ impl Volume for Fake {
             path: relative.to_string_lossy().into_owned(),
             policy: Policy::default(),
             origin: Vec::new(),
-            state: "clean".into(),
+            state: "committed".into(),
             size: 0,
-            uncommitted_ms: 0,
+            uncommitted: None,
+            committed_at: None,
+            opens: 0,
         })
     }
-    fn drain(&self, timeout: Duration) -> Result<(), DrainError> {
+    fn drain(&self, timeout: Duration, left: &mut dyn FnMut(u64) -> bool) -> Result<(), DrainError> {
+        left(3);
         if timeout < Duration::from_millis(10) { Err(DrainError::TimedOut { left: 3 }) } else { Ok(()) }
     }
     fn shutdown(&self) {}

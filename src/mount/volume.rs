@@ -36,11 +36,12 @@ pub trait Volume: Send + Sync {
     /// What a look-up of the path would answer.
     fn report(&self, relative: &Path) -> Result<PathReport, Errno>;
 
-    /// Waits until everything that was acknowledged before the call is durable.
+    /// Waits until everything that was acknowledged before the call is durable. Now and then `left` is told how much
+    /// is not, and says whether to go on.
     ///
     /// # Errors
-    /// The time is over, or something could not be made durable.
-    fn drain(&self, timeout: Duration) -> Result<(), DrainError>;
+    /// The time is over, `left` did not want to go on, or something could not be made durable.
+    fn drain(&self, timeout: Duration, left: &mut dyn FnMut(u64) -> bool) -> Result<(), DrainError>;
 
     /// After the session ended: drains and stops all threads.
     fn shutdown(&self);
