@@ -3,8 +3,10 @@
 //! A verb returns its `Output`; printing and exit codes are in one place, here.
 
 mod bench;
+mod bundle;
 mod chart;
 mod client;
+mod config;
 mod doctor;
 mod drain;
 mod get;
@@ -57,6 +59,8 @@ enum Verb {
     Doctor(doctor::Args),
     Tune(tune::Args),
     Bench(bench::Args),
+    Config(config::Args),
+    Bundle(bundle::Args),
     Umount(umount::Args),
     Recover(recover::Args),
 }
@@ -97,6 +101,8 @@ pub fn tool() -> ExitCode {
         Verb::Doctor(args) => doctor::run(args),
         Verb::Tune(args) => tune::run(args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Config(args) => config::run(args),
+        Verb::Bundle(args) => bundle::run(args),
         Verb::Umount(args) => umount::run(args),
         Verb::Recover(args) => recover::run(args),
     };

@@ -208,6 +208,17 @@ impl Rule {
         }
         Ok(())
     }
+
+    /// The values that it sets, by name, in the order of [`POLICY`].
+    pub fn values(&self) -> Vec<(&'static str, String)> {
+        let all = [
+            ("mode", self.mode.as_ref().map(name_of)),
+            ("durability", self.durability.as_ref().map(name_of)),
+            ("method", self.method.as_ref().map(name_of)),
+            ("restage_max_bytes", self.restage_max_bytes.map(|n| n.to_string())),
+        ];
+        all.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+    }
 }
 
 /// A value, by name, and where it comes from.

@@ -4,6 +4,7 @@
 //! ([`options`]), changes at run time ([`runtime`]). All set a value by its name ([`keys`]), and [`Config::sources`]
 //! remembers where it came from.
 
+pub mod doc;
 pub mod file;
 pub mod keys;
 pub mod options;

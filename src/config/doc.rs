@@ -1,0 +1,167 @@
+//! The documented configuration file: every key with its meaning, as the example file and as `fsys config show`.
+
+use std::fmt::Write;
+
+use super::Config;
+use super::keys::{BUILT_IN, LIMITS, is_number};
+
+/// Keys and what they mean, in lines of a comment. A test sees that none is missing.
+const MEANING: [(&str, &str); 12] = [
+    (
+        "mode",
+        "How the content of a file is written.\n\
+         auto      created and rewritten files are replaced atomically, writes into existing content go in place\n\
+         replace   also writes into existing content are staged, and replace the file at the next commit point\n\
+         in-place  nothing is staged; fsyncs are still shared. For databases, images of disks, logs",
+    ),
+    (
+        "durability",
+        "Which calls wait until their work is on stable storage.\n\
+         always    close after writes, fsync, and every rename, unlink, mkdir, ...\n\
+         close     close after writes, and fsync\n\
+         fsync     only fsync; what was closed is durable within commit_interval_ms\n\
+         relaxed   none; all is durable within commit_interval_ms. Not for databases\n\
+         In every level a file is whole after a crash: old or new, never in part.",
+    ),
+    (
+        "method",
+        "How data reaches stable storage.\n\
+         auto      one barrier for a whole batch where the file system's order makes that sound, else a flush of each file\n\
+         sync      fsync of each file        data   fdatasync of each file\n\
+         direct    O_DIRECT writes where aligned, and fdatasync",
+    ),
+    (
+        "restage_max_bytes",
+        "A writer that goes on after a commit gets a new version: by a clone where the file system can, else by a copy of\n\
+         at most so many bytes. A larger file is then written in place until it is closed.",
+    ),
+    (
+        "window_us",
+        "How long a batch waits for further saves once several come at the same time, at most. A lone save never waits.\n\
+         `fsys tune` finds a good value for a device.",
+    ),
+    ("batch_max", "Saves in a batch, at most."),
+    ("queue_max", "Saves that may be queued; beyond, programs wait."),
+    (
+        "commit_interval_ms",
+        "Age of acknowledged work that is not yet durable, at most (levels fsync and relaxed, renames at level close).",
+    ),
+    (
+        "pending_max",
+        "Versions that may be closed and not yet committed (levels fsync and relaxed); beyond, the next close waits.",
+    ),
+    (
+        "staging_max_bytes",
+        "Bytes that uncommitted versions may hold together; beyond, writes fail with ENOSPC. 0: no limit of its own.",
+    ),
+    ("cache_ms", "How long the kernel may keep names and attributes. 0 where others change the backing directory."),
+    ("threads", "Threads that serve the kernel's requests. Not set: half of the processors, 1 to 8."),
+];
+
+const HEAD: &str = "\
+# fsys-mount: configuration file (TOML), for `fsys-mount --config FILE` or the mount option `config=FILE`.
+# `fsys config check FILE` checks it. What is commented out has the value that is shown.
+
+# ---- policy of every path that no rule names ----
+";
+
+const RULES: &str = "
+# ---- rules: in order; for each value the last rule that matches and sets it wins ----
+# A glob without `/` matches the name of a file in any directory; `*` does not cross `/`, `**` does.
+#
+# [[rule]]
+# match = \"*.log\"
+# durability = \"fsync\"
+#
+# [[rule]]
+# match = \"cache/**\"
+# durability = \"relaxed\"
+";
+
+/// The documented file. Values that were set stand in it with their source, the others are commented out.
+pub fn render(config: &Config) -> String {
+    let mut text = HEAD.to_owned();
+    for setting in config.settings() {
+        let key = setting.key.as_str();
+        if key == LIMITS[0] {
+            text.push_str("\n# ---- bounds and times ----\n[limits]\n");
+        }
+        for line in meaning(key).lines() {
+            // Writing to a String cannot fail.
+            writeln!(text, "# {line}").unwrap_or_default();
+        }
+        let value = if is_number(key) { setting.value } else { format!("\"{}\"", setting.value) };
+        let line = match setting.source.as_str() {
+            // The built-in number of threads differs from machine to machine.
+            BUILT_IN if key == "threads" => "# threads = 1".to_owned(),
+            BUILT_IN => format!("# {key} = {value}"),
+            source => format!("{key} = {value}  # {source}"),
+        };
+        writeln!(text, "{line}").unwrap_or_default();
+    }
+    if config.policies.rules.is_empty() {
+        text.push_str(RULES);
+    }
+    for rule in &config.policies.rules {
+        writeln!(text, "\n[[rule]]  # {}\nmatch = {:?}", rule.source, rule.glob).unwrap_or_default();
+        for (key, value) in rule.values() {
+            let value = if is_number(key) { value } else { format!("\"{value}\"") };
+            writeln!(text, "{key} = {value}").unwrap_or_default();
+        }
+    }
+    text
+}
+
+fn meaning(key: &str) -> &'static str {
+    MEANING.iter().find(|(k, _)| *k == key).map_or("", |(_, text)| *text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::keys::POLICY;
+    use super::super::{Config, file};
+    use super::*;
+
+    #[test]
+    fn every_key_is_explained_and_the_values_shown_are_valid() {
+        let text = render(&Config::default());
+        for key in POLICY.into_iter().chain(LIMITS) {
+            assert!(meaning(key).len() > 20, "{key} has no meaning in MEANING");
+            assert!(text.contains(&format!("\n# {key} = ")), "{key}: {text}");
+        }
+        assert_eq!(MEANING.len(), POLICY.len() + LIMITS.len(), "a key is explained that there is not");
+        // Uncommented, every value is what it was.
+        let values: Vec<_> = text.lines().map(|l| l.strip_prefix("# ").filter(|l| is_value(l)).unwrap_or(l)).collect();
+        let mut config = Config::default();
+        file::parse(&values.join("\n"), "shown", &mut config).unwrap();
+        let same = |c: &Config| {
+            c.settings().into_iter().map(|s| (s.key, s.value)).filter(|s| s.0 != "threads").collect::<Vec<_>>()
+        };
+        assert_eq!(same(&config), same(&Config::default()));
+        assert_eq!(config.sources.len(), POLICY.len() + LIMITS.len());
+    }
+
+    fn is_value(line: &str) -> bool {
+        POLICY.into_iter().chain(LIMITS).any(|k| line.starts_with(&format!("{k} = ")))
+            && !line.contains("\"fsync\"")
+            && !line.contains("\"relaxed\"")
+    }
+
+    #[test]
+    fn what_was_set_is_shown_and_read_back() {
+        let text = "durability = \"fsync\"\n[limits]\nthreads = 3\n[[rule]]\nmatch = \"a\\\"b*\"\nmode = \"in-place\"\nrestage_max_bytes = 7\n";
+        let mut config = Config::default();
+        file::parse(text, "/etc/x.toml", &mut config).unwrap();
+        let shown = render(&config);
+        assert!(
+            shown.contains("threads = 3  # /etc/x.toml:3") && shown.contains("[[rule]]  # /etc/x.toml:4"),
+            "{shown}"
+        );
+        let mut again = Config::default();
+        file::parse(&shown, "shown", &mut again).unwrap();
+        assert_eq!(again.policies.base, config.policies.base);
+        assert_eq!(again.limits, config.limits);
+        assert_eq!(again.policies.rules[0].glob, "a\"b*");
+        assert_eq!(again.policies.rules[0].values(), config.policies.rules[0].values());
+    }
+}
