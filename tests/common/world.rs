@@ -9,7 +9,7 @@ use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use fsys_mount::backend::{Backing, Call, Gate, Verdict};
@@ -55,11 +55,19 @@ struct Seen {
 
 /// See the module.
 #[derive(Default)]
-pub struct Seam(Mutex<Seen>);
+pub struct Seam(Mutex<Seen>, OnceLock<Hook>);
+
+/// Called before every backing call.
+type Hook = Box<dyn Fn(Call) + Send + Sync>;
 
 impl Seam {
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets what is done before every call; once.
+    pub fn hook(&self, f: impl Fn(Call) + Send + Sync + 'static) {
+        assert!(self.1.set(Box::new(f)).is_ok(), "one hook");
     }
 
     /// Counts from here; the calls of these numbers meet a fault.
@@ -85,6 +93,9 @@ impl Seam {
 
 impl Gate for Seam {
     fn before(&self, call: Call) -> Verdict {
+        if let Some(hook) = self.1.get() {
+            hook(call);
+        }
         // An answer cannot be failed.
         if call == Call::Answer {
             return Verdict::Go;

@@ -1,10 +1,15 @@
 //! What is explored, by name: cases that must hold, and negative controls that the same checker must catch.
 
+use crate::ace::{self, Ace};
 use crate::commands::{Commands, Program};
+use crate::delivery::{Delivery, What};
 use crate::explore::{Budget, Report, explore};
+use crate::fsys;
+use crate::instant::Instant;
 use crate::programs::{Level, Mode, Order, Programs, Through};
 use crate::raw::{DataStep, NameStep, Protocol, Raw, Shape};
 use crate::rig::{Kind, Rig};
+use crate::sabotage::{CLEANUP, DATA_FLUSH, EVERY_SYNC};
 use crate::workload::Workload;
 
 /// What must come of a case.
@@ -19,17 +24,46 @@ pub enum Expect {
 /// One row.
 pub struct Case {
     pub name: String,
+    /// Write mode and level of the mount; `-` where there is none.
+    pub mode: &'static str,
+    pub level: &'static str,
     pub expect: Expect,
+    /// How many runs it takes until all of it was run, if that can be said.
+    pub runs: Option<usize>,
     make: Box<dyn Fn(u64) -> Box<dyn Workload>>,
 }
 
 impl Case {
     fn new<W: Workload + 'static>(name: &str, expect: Expect, make: impl Fn(u64) -> W + 'static) -> Self {
-        Self { name: name.into(), expect, make: Box::new(move |seed| Box::new(make(seed))) }
+        Self {
+            name: name.into(),
+            mode: "-",
+            level: "-",
+            expect,
+            runs: None,
+            make: Box::new(move |seed| Box::new(make(seed))),
+        }
     }
 
-    /// Explores and says what came of it. Answers whether that is what it should be.
-    pub fn run(&self, rig: &Rig, budget: &Budget) -> bool {
+    /// On a mount.
+    fn mounted<W: Workload + 'static>(
+        what: &str,
+        mode: Mode,
+        level: Level,
+        expect: Expect,
+        make: impl Fn(u64) -> W + 'static,
+    ) -> Self {
+        let name = format!("{what} {} {}", mode.name(), level.name());
+        Self { mode: mode.name(), level: level.name(), ..Self::new(&name, expect, make) }
+    }
+
+    /// Whether it runs on a mount, not on the bare filesystem.
+    pub fn is_mounted(&self) -> bool {
+        self.mode != "-"
+    }
+
+    /// Explores and says what came of it. Answers that, and whether it is what it should be.
+    pub fn run(&self, rig: &Rig, budget: &Budget) -> (Report, bool) {
         let budget = match self.expect {
             Expect::Sound => budget.clone(),
             Expect::Caught => Budget { stop_after: 1, keep: None, ..budget.clone() },
@@ -42,11 +76,11 @@ impl Case {
             (Expect::Caught, true) => "caught",
             (Expect::Caught, false) => "NOT CAUGHT",
         };
-        println!("{:5} {:28} {word}: {report}", rig.kind.name(), self.name);
+        println!("{:5} {:32} {word}: {report}", rig.kind.name(), self.name);
         if !good {
             self.explain(rig.kind, &budget, &report);
         }
-        good
+        (report, good)
     }
 
     fn good(&self, report: &Report) -> bool {
@@ -106,6 +140,24 @@ const COMMANDS: [(&str, Program); 3] =
 
 /// All cases for a filesystem.
 pub fn all(kind: Kind) -> Vec<Case> {
+    let mut cases = protocols(kind);
+    cases.push(Case::mounted("first-mount", Mode::Auto, Level::Close, Expect::Sound, |_| Programs {
+        first_mount: true,
+        operations: 2,
+        ..Programs::new(Through::Mount, Level::Close)
+    }));
+    cases.push(Case::mounted("instant", Mode::Auto, Level::Close, Expect::Sound, |_| Instant::new(&[])));
+    let levels = || Level::ALL.into_iter();
+    cases.extend(levels().flat_map(commands));
+    cases.extend(levels().flat_map(|level| modes().into_iter().flat_map(move |mode| programs(mode, level))));
+    cases.extend(levels().flat_map(deliveries));
+    cases.extend(levels().flat_map(|level| modes().into_iter().flat_map(move |mode| sequences(mode, level))));
+    cases.extend(controls(kind));
+    cases
+}
+
+/// The engine's protocol by our own system calls, and without each of its steps.
+fn protocols(kind: Kind) -> Vec<Case> {
     use Expect::{Caught, Sound};
     let used = publish(kind);
     // On a filesystem that fills up, btrfs answers ENOSPC long before it is full.
@@ -137,31 +189,73 @@ pub fn all(kind: Kind) -> Vec<Case> {
         let one_barrier = Protocol::new(DataStep::Range, NameStep::FsyncDirs);
         cases.push(raw("control one-barrier", Caught, one_barrier, plain));
     }
-    cases.push(Case::new("programs first-mount", Sound, |_| Programs {
-        first_mount: true,
-        operations: 2,
-        ..Programs::new(Through::Mount, Level::Close)
-    }));
-    for level in Level::ALL {
-        let name = |what: &str| format!("{what} {}", level.name());
-        for (what, program) in COMMANDS {
-            // A database relies on its fsyncs as barriers between files that it writes in place; `relaxed` has none.
-            if level == Level::Relaxed && program != Program::Git {
-                continue;
-            }
-            cases.push(Case::new(&name(what), Sound, move |_| Commands::new(program, level)));
-        }
-        for (what, order) in [("programs", Order::Name), ("ordered", Order::Directory)] {
-            let make = move |_| Programs { order, ..Programs::new(Through::Mount, level) };
-            cases.push(Case::new(&name(what), Sound, make));
-        }
-        let replace = move |_| Programs { mode: Mode::Replace, ..Programs::new(Through::Mount, level) };
-        cases.push(Case::new(&name("replace"), Sound, replace));
-        // In place only names keep an order: of content, nothing is promised before the answer.
-        let in_place =
-            move |_| Programs { mode: Mode::InPlace, order: Order::Name, ..Programs::new(Through::Mount, level) };
-        cases.push(Case::new(&name("in-place"), Sound, in_place));
-        cases.push(Case::new(&name("control bare"), Caught, move |_| Programs::new(Through::Raw, level)));
-    }
     cases
+}
+
+/// Databases and version control.
+fn commands(level: Level) -> Vec<Case> {
+    // A database relies on its fsyncs as barriers between files that it writes in place; `relaxed` has none.
+    let wanted = |p: Program| level != Level::Relaxed || p == Program::Git;
+    let case = |(what, program): (&str, Program)| {
+        Case::mounted(what, Mode::Auto, level, Expect::Sound, move |_| Commands::new(program, level))
+    };
+    COMMANDS.into_iter().filter(|c| wanted(c.1)).map(case).collect()
+}
+
+/// Several programs at once.
+fn programs(mode: Mode, level: Level) -> Vec<Case> {
+    let base = Programs { mode, ..Programs::new(Through::Mount, level) };
+    if mode == Mode::InPlace {
+        // In place only names keep an order: of content, nothing is promised before the answer.
+        let make = move |_| Programs { order: Order::Name, ..base.clone() };
+        return vec![Case::mounted("programs", mode, level, Expect::Sound, make)];
+    }
+    let alone = base.clone();
+    vec![
+        Case::mounted("programs", mode, level, Expect::Sound, move |_| alone.clone()),
+        Case::mounted("shared", mode, level, Expect::Sound, move |_| Programs { shared: true, ..base.clone() }),
+    ]
+}
+
+/// A mail spool, a package manager.
+fn deliveries(level: Level) -> Vec<Case> {
+    let case = |(name, what): (&str, What)| {
+        Case::mounted(name, Mode::Auto, level, Expect::Sound, move |_| Delivery::new(what, level))
+    };
+    [("mail", What::Mail), ("package", What::Package)].into_iter().map(case).collect()
+}
+
+/// All short sequences of operations.
+fn sequences(mode: Mode, level: Level) -> Vec<Case> {
+    let short = Case::mounted("sequences", mode, level, Expect::Sound, move |seed| Ace::short(level, mode, seed));
+    let longer = Case::mounted("sequences3", mode, level, Expect::Sound, move |seed| Ace::longer(level, mode, seed));
+    vec![Case { runs: Some(ace::runs()), ..short }, longer]
+}
+
+/// The real programs without each of their steps, and programs on the bare filesystem.
+fn controls(kind: Kind) -> Vec<Case> {
+    use Expect::Caught;
+    let close = || Programs::new(Through::Mount, Level::Close);
+    let case = |what: &str, programs: Programs| {
+        Case::mounted(&format!("control {what}"), Mode::Auto, Level::Close, Caught, move |_| programs.clone())
+    };
+    let mut cases = vec![
+        case("mount no-sync", Programs { daemon_without: EVERY_SYNC, ..close() }),
+        case("mount early-answer", Programs { daemon_level: Level::Relaxed, ..close() }),
+        Case::mounted("control recovery no-cleanup", Mode::Auto, Level::Close, Caught, |_| Instant::new(CLEANUP)),
+    ];
+    // btrfs flushes data and names by one call.
+    if kind != Kind::Btrfs {
+        cases.push(case("mount no-data-flush", Programs { daemon_without: DATA_FLUSH, ..close() }));
+    }
+    let bare = |level: Level| {
+        Case::new(&format!("control bare {}", level.name()), Caught, move |_| Programs::new(Through::Raw, level))
+    };
+    cases.extend(Level::ALL.map(bare));
+    cases
+}
+
+/// The write modes that the program has.
+fn modes() -> Vec<Mode> {
+    [Mode::Auto, Mode::Replace, Mode::InPlace, Mode::Journal].into_iter().filter(|m| fsys::has_mode(m.name())).collect()
 }

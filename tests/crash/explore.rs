@@ -48,11 +48,16 @@ impl Report {
     pub fn bad(&self) -> usize {
         self.violations.len()
     }
+
+    /// Crash states per second, with all that belongs to them: runs, mounts, recoveries.
+    pub fn rate(&self) -> u128 {
+        self.states as u128 * 1000 / self.elapsed.as_millis().max(1)
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rate = self.states as u128 * 1000 / self.elapsed.as_millis().max(1);
+        let rate = self.rate();
         write!(
             f,
             "{} violations in {} crash states ({rate}/s) of {} runs, {} operations, {} writes, {} flushes",

@@ -13,6 +13,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::model::{Kind, Violation};
+use crate::sabotage::leave_out;
 
 /// A mount over a backing directory. Dropped without [`Daemon::unmount`]: killed, as nothing else is left to do.
 pub struct Daemon {
@@ -24,7 +25,13 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn mount(backing: &Path, mountpoint: &Path, options: &str) -> Self {
+        Self::mount_without(backing, mountpoint, options, &[])
+    }
+
+    /// A daemon that believes that it makes these system calls.
+    pub fn mount_without(backing: &Path, mountpoint: &Path, options: &str, calls: &[libc::c_long]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fsys-mount"));
+        leave_out(&mut command, calls);
         let out = command
             .args((!options.is_empty()).then_some(["-o", options]).into_iter().flatten())
             .arg(backing)
@@ -95,14 +102,28 @@ pub fn tool() -> Command {
     Command::new(Path::new(env!("CARGO_BIN_EXE_fsys-mount")).with_file_name("fsys"))
 }
 
+/// Whether `fsys-mount` knows this write mode. A backing directory that is not there ends it either way.
+pub fn has_mode(mode: &str) -> bool {
+    let args = ["-o", &format!("mode={mode}"), "/nonexistent", "/nonexistent"];
+    let out = Command::new(env!("CARGO_BIN_EXE_fsys-mount")).args(args).output().unwrap();
+    !String::from_utf8_lossy(&out.stderr).contains("`mode` is not valid")
+}
+
 pub fn said(out: &Output) -> String {
     format!("{} {}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
 /// Recovers a crashed backing directory. Recovery must succeed, leave nothing behind, and have nothing left to do.
 pub fn recover(backing: &Path) -> Result<(), Violation> {
+    recover_without(backing, &[])
+}
+
+/// The same by a recovery that believes that it makes these system calls.
+pub fn recover_without(backing: &Path, calls: &[libc::c_long]) -> Result<(), Violation> {
     let run = || -> Result<(), Violation> {
-        let out = tool().arg("recover").arg(backing).output().unwrap();
+        let mut command = tool();
+        leave_out(&mut command, calls);
+        let out = command.arg("recover").arg(backing).output().unwrap();
         if out.status.success() {
             Ok(())
         } else {

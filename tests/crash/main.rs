@@ -7,29 +7,39 @@
 // Helpers of tests: a panic is the report.
 #![allow(clippy::unwrap_used, clippy::struct_excessive_bools)]
 
+mod ace;
 mod broken;
+mod campaign;
 mod cases;
 mod commands;
+mod delivery;
 mod device;
 mod disk;
 mod explore;
 mod fsys;
+mod instant;
 mod model;
+mod order;
 mod programs;
 mod raw;
 mod rig;
+mod sabotage;
 mod stage;
 mod states;
 mod workload;
+#[path = "../common/world.rs"]
+#[allow(dead_code, reason = "made for other tests too")]
+mod world;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use cases::Case;
+use cases::{Case, Expect};
 use disk::{Fault, Request};
 use explore::Budget;
+use programs::{Level, Mode};
 use rig::{Kind, Rig};
 
 /// One test at a time: a child that one starts would inherit what another has open, for a moment, and keep its
@@ -39,38 +49,40 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 fn slice(kind: Kind, states: usize, wanted: impl Fn(&Case) -> bool) {
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let rig = Rig::new(kind);
-    let budget = Budget { states, per_run: 12, seed: 1, stop_after: 3, keep: None };
+    let budget = |case: &Case| Budget {
+        // Controls end at the first violation.
+        states: if case.expect == Expect::Caught { 2000 } else { states },
+        per_run: 12,
+        seed: 1,
+        stop_after: 3,
+        keep: None,
+    };
     let failed: Vec<String> =
-        cases::all(kind).into_iter().filter(wanted).filter(|c| !c.run(&rig, &budget)).map(|c| c.name).collect();
+        cases::all(kind).into_iter().filter(wanted).filter(|c| !c.run(&rig, &budget(c)).1).map(|c| c.name).collect();
     assert!(failed.is_empty(), "{}: {failed:?}; see above", kind.name());
 }
 
-fn is_mount(case: &Case) -> bool {
-    is_programs(case) || ["sqlite", "git", "replace", "in-place"].iter().any(|w| case.name.starts_with(w))
-}
-
-fn is_programs(case: &Case) -> bool {
-    case.name.starts_with("programs") || case.name.starts_with("ordered")
-}
-
-/// Of the whole programs, which take long, those at the default level.
+/// What of the cases on a mount there is time for: all that programs do in mode `auto`, one of every other kind.
 fn in_slice(case: &Case) -> bool {
-    is_programs(case) || (is_mount(case) && case.name.ends_with("close"))
+    let heavy = ["sqlite", "git"].iter().any(|w| case.name.starts_with(w));
+    let default = case.level == Level::Close.name();
+    let other_mode = case.mode != Mode::Auto.name();
+    case.is_mounted() && if heavy { default } else { default || !other_mode }
 }
 
 #[test]
 fn the_protocol_survives_every_crash_on_ext4_and_the_controls_do_not() {
-    slice(Kind::Ext4, 120, |c| !is_mount(c));
+    slice(Kind::Ext4, 120, |c| !c.is_mounted());
 }
 
 #[test]
 fn the_protocol_survives_every_crash_on_xfs_and_the_controls_do_not() {
-    slice(Kind::Xfs, 120, |c| !is_mount(c));
+    slice(Kind::Xfs, 120, |c| !c.is_mounted());
 }
 
 #[test]
 fn the_protocol_survives_every_crash_on_btrfs_and_the_controls_do_not() {
-    slice(Kind::Btrfs, 120, |c| !is_mount(c));
+    slice(Kind::Btrfs, 120, |c| !c.is_mounted());
 }
 
 #[test]
@@ -114,35 +126,4 @@ fn the_device_delays_and_fails_flushes() {
     file.write_all(b"whole").unwrap();
     file.sync_all().unwrap();
     assert!(rig.disk.flushes() > 1);
-}
-
-/// The campaign of `scripts/crash`, by environment.
-#[test]
-#[ignore = "as long as you like: run it by scripts/crash"]
-fn campaign() {
-    let text = |name: &str| std::env::var(format!("FSYS_CRASH_{name}")).unwrap_or_default();
-    let number = |name: &str, default: u64| text(name).parse().unwrap_or(default);
-    let keep = Some(text("KEEP")).filter(|k| !k.is_empty()).map(Into::into);
-    if let Some(dir) = &keep {
-        fs::create_dir_all::<&std::path::PathBuf>(dir).unwrap();
-    }
-    let budget = Budget {
-        states: number("STATES", 1000) as usize,
-        per_run: number("PER_RUN", 40) as usize,
-        seed: number("SEED", 1),
-        stop_after: number("STOP", 10) as usize,
-        keep,
-    };
-    let wanted = |list: &str, name: &str| list.is_empty() || list.split(',').any(|w| name.contains(w.trim()));
-    let (mkfs, options) = (text("MKFS"), text("OPTIONS"));
-    let mut failed = Vec::new();
-    for kind in Kind::ALL.into_iter().filter(|k| wanted(&text("FS"), k.name())) {
-        let rig = Rig::with(kind, &mkfs.split_whitespace().collect::<Vec<_>>(), &options);
-        for case in cases::all(kind).into_iter().filter(|c| wanted(&text("CASE"), &c.name)) {
-            if !case.run(&rig, &budget) {
-                failed.push(format!("{} {}", kind.name(), case.name));
-            }
-        }
-    }
-    assert!(failed.is_empty(), "{failed:?}");
 }

@@ -47,7 +47,8 @@ impl Node {
     }
 }
 
-fn fits(want: Option<&Node>, seen: Option<&Node>) -> bool {
+/// Whether `seen` at a name is what is wanted there.
+pub fn fits(want: Option<&Node>, seen: Option<&Node>) -> bool {
     match (want, seen) {
         (Some(want), Some(seen)) => want.fits(seen),
         (want, seen) => want.is_none() && seen.is_none(),
@@ -77,6 +78,7 @@ struct Step {
     label: String,
     after: Tree,
     begun: usize,
+    answered: Option<usize>,
     durable: Option<usize>,
 }
 
@@ -103,7 +105,7 @@ impl Lane {
     pub fn begin(&mut self, disk: &Disk, label: String, effect: impl FnOnce(&mut Tree)) -> usize {
         let mut after = self.now().clone();
         effect(&mut after);
-        self.steps.push(Step { label, after, begun: disk.mark(), durable: None });
+        self.steps.push(Step { label, after, begun: disk.mark(), answered: None, durable: None });
         self.steps.len() - 1
     }
 
@@ -111,6 +113,12 @@ impl Lane {
     pub fn durable(&mut self, disk: &Disk, step: usize) {
         let mark = disk.mark();
         self.steps[step].durable.get_or_insert(mark);
+    }
+
+    /// The program was told that this operation is done.
+    pub fn answered(&mut self, disk: &Disk, step: usize) {
+        let mark = disk.mark();
+        self.steps[step].answered.get_or_insert(mark);
     }
 
     /// The program was told so about everything until now.
@@ -127,6 +135,14 @@ impl Lane {
 
     fn tree(&self, n: usize) -> &Tree {
         n.checked_sub(1).map_or(&self.initial, |i| &self.steps[i].after)
+    }
+
+    /// Whether `n` operations of this lane can be there when of `other`, in the same directory, there are only `m`: what
+    /// was answered before the last of these began has to be there too.
+    fn goes_with(&self, n: usize, other: &Self, m: usize) -> bool {
+        let missing = other.steps.get(m).and_then(|s| s.answered);
+        let last = n.checked_sub(1).map(|i| self.steps[i].begun);
+        missing.zip(last).is_none_or(|(answered, begun)| answered > begun)
     }
 
     /// How many operations must be there, and how many may be, after a crash at `at`.
@@ -240,6 +256,10 @@ pub type Joint = [(usize, usize); 2];
 pub struct History {
     pub lanes: Vec<Lane>,
     pub joints: Vec<Joint>,
+    /// The first of these operations is there only if the second is.
+    pub needs: Vec<Joint>,
+    /// Lanes of several programs in one directory: what one was told is there before what another begins then.
+    pub shared: Vec<Vec<usize>>,
     /// Names that are there and belong to no lane.
     pub fixed: Vec<String>,
     /// Names (and what is below them) that the checker does not look at.
@@ -258,8 +278,8 @@ impl History {
         let seen = read_tree(root, &self.ignore).map_err(|e| Violation::new(Kind::Torn, format!("reading: {e}")))?;
         let feasible = self.lanes.iter().map(|l| l.feasible(at, &seen)).collect::<Result<Vec<_>, _>>()?;
         if !self.joinable(&feasible, &mut Vec::new()) {
-            let mut text = String::from("an operation on two directories is there in only one of them\n");
-            for [(a, i), (b, j)] in &self.joints {
+            let mut text = String::from("operations are there without others that they depend on\n");
+            for [(a, i), (b, j)] in self.joints.iter().chain(&self.needs) {
                 let (a, b) = (&self.lanes[*a], &self.lanes[*b]);
                 let _ = writeln!(text, "  {} {}; {} {}", a.name, i + 1, b.name, j + 1);
             }
@@ -279,7 +299,19 @@ impl History {
             (Some(n), Some(m)) => (n > i) == (m > j),
             _ => true,
         };
-        if !self.joints.iter().all(agree) {
+        let needed = |[(a, i), (b, j)]: &Joint| match (chosen.get(*a), chosen.get(*b)) {
+            (Some(n), Some(m)) => n <= i || m > j,
+            _ => true,
+        };
+        let in_order = |(a, b): (usize, usize)| match (chosen.get(a), chosen.get(b)) {
+            (Some(n), Some(m)) => self.lanes[a].goes_with(*n, &self.lanes[b], *m),
+            _ => true,
+        };
+        let pairs = |group: &Vec<usize>| -> Vec<(usize, usize)> {
+            group.iter().flat_map(|a| group.iter().filter(move |b| *b != a).map(move |b| (*a, *b))).collect()
+        };
+        let good = self.joints.iter().all(agree) && self.needs.iter().all(needed);
+        if !good || !self.shared.iter().flat_map(pairs).all(in_order) {
             return false;
         }
         let Some(candidates) = feasible.get(chosen.len()) else { return true };
@@ -357,6 +389,22 @@ fn an_operation_on_two_lanes_is_there_in_both_or_in_neither() {
     let joinable = |a: &[usize], b: &[usize]| history.joinable(&[a.to_vec(), b.to_vec()], &mut Vec::new());
     assert!(joinable(&[1], &[0]) && joinable(&[2], &[1]) && joinable(&[1, 2], &[1]));
     assert!(!joinable(&[2], &[0]) && !joinable(&[0, 1], &[1]));
+}
+
+#[test]
+fn one_program_sees_the_order_of_another_in_its_directory() {
+    let disk = Disk::new(vec![0; 4096]);
+    let mut lanes = vec![Lane::new("a", vec![], Tree::new()), Lane::new("b", vec![], Tree::new())];
+    let step = |lane: &mut Lane| lane.begin(&disk, String::new(), |_| ());
+    let first = step(&mut lanes[0]);
+    lanes[0].answered(&disk, first);
+    step(&mut lanes[1]);
+    step(&mut lanes[0]);
+    let history = History { lanes, shared: vec![vec![0, 1]], needs: vec![[(0, 1), (1, 0)]], ..History::default() };
+    let can = |a: usize, b: usize| history.joinable(&[vec![a], vec![b]], &mut Vec::new());
+    assert!(can(0, 0) && can(1, 0) && can(1, 1) && can(2, 1));
+    assert!(!can(0, 1), "begun after the other was answered");
+    assert!(!can(2, 0), "needs the other");
 }
 
 #[test]

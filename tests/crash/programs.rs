@@ -41,15 +41,15 @@ impl Level {
         }
     }
 
-    fn close_waits(self) -> bool {
+    pub fn close_waits(self) -> bool {
         matches!(self, Self::Always | Self::Close)
     }
 
-    fn fsync_waits(self) -> bool {
+    pub fn fsync_waits(self) -> bool {
         self != Self::Relaxed
     }
 
-    fn names_wait(self) -> bool {
+    pub fn names_wait(self) -> bool {
         self == Self::Always
     }
 }
@@ -80,6 +80,8 @@ pub enum Mode {
     Replace,
     /// None is: until it is acknowledged, a save may be there in part.
     InPlace,
+    /// As [`Mode::Replace`], and files stay the same inodes.
+    Journal,
 }
 
 impl Mode {
@@ -88,6 +90,7 @@ impl Mode {
             Self::Auto => "auto",
             Self::Replace => "replace",
             Self::InPlace => "in-place",
+            Self::Journal => "journal",
         }
     }
 }
@@ -105,13 +108,20 @@ pub struct Programs {
     pub order: Order,
     /// Nothing was ever mounted there: `.fsys` is made in the run.
     pub first_mount: bool,
+    /// All programs work in the same directories, each on names of its own.
+    pub shared: bool,
+    /// The level that the mount really has: a control.
+    pub daemon_level: Level,
+    /// System calls that the daemon does not make: a control.
+    pub daemon_without: &'static [libc::c_long],
 }
 
 /// The directory of the files that are written in place.
 const PLACE: &str = "place";
-const NAMES: [&str; 3] = ["x", "y", "z"];
 /// All that a program makes in its directories.
 const ALL_NAMES: [&str; 5] = ["x", "y", "z", ".tmp", "sub"];
+const TEMP: usize = 3;
+const SUB: usize = 4;
 
 impl Programs {
     pub fn new(through: Through, level: Level) -> Self {
@@ -124,26 +134,39 @@ impl Programs {
             initial: Tree::new(),
             order: Order::Directory,
             first_mount: false,
+            shared: false,
+            daemon_level: level,
+            daemon_without: &[],
         }
     }
 
-    fn dirs(n: usize) -> [String; 2] {
-        [format!("p{n}a"), format!("p{n}b")]
+    fn dirs(&self, n: usize) -> [String; 2] {
+        let who = if self.shared { String::new() } else { n.to_string() };
+        [format!("p{who}a"), format!("p{who}b")]
+    }
+
+    /// The names of a program in its directories, as [`ALL_NAMES`].
+    fn names(&self, n: usize) -> [String; 5] {
+        ALL_NAMES.map(|name| if self.shared { format!("{name}{n}") } else { name.to_owned() })
     }
 
     /// The lanes of a program: that of the file in place comes first, then those of its directories.
     fn lanes(&self, n: usize) -> Vec<Lane> {
-        let lane = |name: String| Lane::new(&name, vec![name.clone()], self.part(&name));
-        let in_dirs = Self::dirs(n).into_iter().flat_map(|dir| match self.order {
-            Order::Directory => vec![dir],
-            Order::Name => ALL_NAMES.iter().map(|name| format!("{dir}/{name}")).collect(),
+        let lane = |scope: Vec<String>| Lane::new(&scope.join(" "), scope.clone(), self.part(&scope));
+        let in_dirs = self.dirs(n).into_iter().flat_map(|dir| {
+            let names = || self.names(n).map(|name| format!("{dir}/{name}"));
+            match self.order {
+                Order::Directory if self.shared => vec![names().to_vec()],
+                Order::Directory => vec![vec![dir]],
+                Order::Name => names().map(|name| vec![name]).to_vec(),
+            }
         });
-        std::iter::once(format!("{PLACE}/p{n}")).chain(in_dirs).map(lane).collect()
+        std::iter::once(vec![format!("{PLACE}/p{n}")]).chain(in_dirs).map(lane).collect()
     }
 
-    fn part(&self, name: &str) -> Tree {
-        let below = format!("{name}/");
-        let mine = |k: &&String| *k == name || k.starts_with(&below);
+    fn part(&self, scope: &[String]) -> Tree {
+        let below = |k: &str, s: &String| k == s || k.strip_prefix(s.as_str()).is_some_and(|r| r.starts_with('/'));
+        let mine = |k: &&String| scope.iter().any(|s| below(k, s));
         self.initial.iter().filter(|(k, _)| mine(k)).map(|(k, v)| (k.clone(), v.clone())).collect()
     }
 }
@@ -156,10 +179,10 @@ impl Workload for Programs {
         }
         fs::create_dir(root.join(PLACE)).unwrap();
         for n in 0..self.count {
-            for dir in Self::dirs(n) {
-                fs::create_dir(root.join(&dir)).unwrap();
+            for dir in self.dirs(n) {
+                fs::create_dir_all(root.join(&dir)).unwrap();
                 self.initial.insert(dir.clone(), Node::Dir);
-                for name in NAMES {
+                for name in &self.names(n)[..TEMP] {
                     if rng.bool() {
                         self.make(root, format!("{dir}/{name}"), random_file(40_000, false, rng));
                     }
@@ -172,8 +195,8 @@ impl Workload for Programs {
 
     fn run(&mut self, rig: &Rig, root: &Path, disk: &Disk, rng: &mut Rng) -> History {
         let daemon = (self.through == Through::Mount).then(|| {
-            let options = format!("durability={},mode={}", self.level.name(), self.mode.name());
-            Daemon::mount(root, &rig.dir("mnt"), &options)
+            let options = format!("durability={},mode={}", self.daemon_level.name(), self.mode.name());
+            Daemon::mount_without(root, &rig.dir("mnt"), &options, self.daemon_without)
         });
         let at: PathBuf = daemon.as_ref().map_or(root, Daemon::path).to_path_buf();
         let mut programs: Vec<Program> = (0..self.count)
@@ -185,12 +208,12 @@ impl Workload for Programs {
                     disk: disk.clone(),
                     level: self.level,
                     mode: self.mode,
-                    dirs: Self::dirs(n),
+                    dirs: self.dirs(n),
+                    names: self.names(n),
                     lanes: self.lanes(n),
                     order: self.order,
                     joints: vec![],
                     versions: vec![content.clone()],
-                    pending: std::collections::BTreeSet::new(),
                     place,
                     rng: rng.fork(),
                 }
@@ -209,13 +232,18 @@ impl Workload for Programs {
                 program.lanes.iter_mut().for_each(|lane| lane.all_durable(disk));
             }
         }
-        let dirs = (0..self.count).flat_map(Self::dirs);
+        let dirs = (0..self.count).flat_map(|n| self.dirs(n));
         let fixed = dirs.chain([PLACE.into()]).collect();
         let mut history = History { fixed, ..History::default() };
         for program in programs {
             let base = history.lanes.len();
             history.lanes.extend(program.lanes);
             history.joints.extend(program.joints.into_iter().map(|j| j.map(|(lane, step)| (lane + base, step))));
+        }
+        if self.shared {
+            let per_program = history.lanes.len() / self.count;
+            let group = |d: usize| (0..self.count).map(|n| n * per_program + 1 + d).collect();
+            history.shared = (0..2).map(group).collect();
         }
         history
     }
@@ -246,12 +274,12 @@ struct Program {
     level: Level,
     mode: Mode,
     dirs: [String; 2],
+    /// As [`ALL_NAMES`].
+    names: [String; 5],
     lanes: Vec<Lane>,
     order: Order,
     joints: Vec<Joint>,
     place: String,
-    /// Names saved since the directories were last synced.
-    pending: std::collections::BTreeSet<String>,
     /// What the file in place may consist of: its content when it was last durable, and all since.
     versions: Vec<Arc<[u8]>>,
     rng: Rng,
@@ -262,7 +290,7 @@ const IN_PLACE: usize = 0;
 impl Program {
     fn step(&mut self) {
         let d = self.rng.usize(..2);
-        let name = format!("{}/{}", self.dirs[d], NAMES[self.rng.usize(..3)]);
+        let name = self.any_name(d);
         let exists = self.now(&name).is_some();
         match self.rng.u8(..16) {
             0..=3 => self.save(&name),
@@ -278,13 +306,17 @@ impl Program {
         }
     }
 
+    fn any_name(&mut self, d: usize) -> String {
+        format!("{}/{}", self.dirs[d], self.names[self.rng.usize(..TEMP)])
+    }
+
     /// The lane of a name.
     fn lane(&self, name: &str) -> usize {
         let (dir, base) = name.split_once('/').unwrap();
         let d = self.dirs.iter().position(|d| d == dir).unwrap();
         match self.order {
             Order::Directory => 1 + d,
-            Order::Name => 1 + d * ALL_NAMES.len() + ALL_NAMES.iter().position(|n| *n == base).unwrap(),
+            Order::Name => 1 + d * ALL_NAMES.len() + self.names.iter().position(|n| n == base).unwrap(),
         }
     }
 
@@ -325,18 +357,6 @@ impl Program {
         (lane, self.lanes[lane].begin(&self.disk, label, effect))
     }
 
-    /// Saves of one name that nobody waited for become one commit. Whether that comes before or after another name's
-    /// save in between is not promised; so the order of a directory is looked at without such.
-    fn settle_before(&mut self, name: &str) {
-        if self.level.close_waits() || self.order == Order::Name || self.pending.insert(name.to_owned()) {
-            return;
-        }
-        let d = usize::from(!name.starts_with(&self.dirs[0]));
-        self.fsync_dir(d);
-        self.pending.retain(|n| !n.starts_with(&self.dirs[d]));
-        self.pending.insert(name.to_owned());
-    }
-
     fn begin_save(&mut self, name: &str, content: &[u8], how: &str) -> (usize, usize) {
         let mut node = self.node(name, content);
         if self.mode == Mode::InPlace {
@@ -356,6 +376,7 @@ impl Program {
     }
 
     fn durable_if(&mut self, waits: bool, (lane, step): (usize, usize)) {
+        self.lanes[lane].answered(&self.disk, step);
         if waits {
             self.lanes[lane].durable(&self.disk, step);
         }
@@ -368,7 +389,6 @@ impl Program {
     /// Truncate, write, close.
     fn save(&mut self, name: &str) {
         let content = self.content();
-        self.settle_before(name);
         let step = self.begin_save(name, &content, "save");
         let mut file = self.create(name);
         content.chunks(content.len() / 3 + 1).for_each(|piece| file.write_all(piece).unwrap());
@@ -380,7 +400,6 @@ impl Program {
     fn save_and_fsync(&mut self, name: &str) {
         let content = self.content();
         let half = if self.rng.bool() { content.len() } else { content.len() / 2 };
-        self.settle_before(name);
         let step = self.begin_save(name, &content[..half], "save with fsync");
         let mut file = self.create(name);
         file.write_all(&content[..half]).unwrap();
@@ -398,7 +417,6 @@ impl Program {
     fn save_with_a_dup(&mut self, name: &str) {
         let content = self.content();
         let half = content.len() / 2;
-        self.settle_before(name);
         let step = self.begin_save(name, &content[..half], "save and close a dup");
         let mut file = self.create(name);
         file.write_all(&content[..half]).unwrap();
@@ -413,8 +431,7 @@ impl Program {
     /// As editors do it, with or without the fsync.
     fn save_by_rename(&mut self, d: usize, name: &str) {
         let content = self.content();
-        let temp = format!("{}/.tmp", self.dirs[d]);
-        self.settle_before(&temp);
+        let temp = format!("{}/{}", self.dirs[d], self.names[TEMP]);
         let step = self.begin_save(&temp, &content, "write");
         let mut file = self.create(&temp);
         file.write_all(&content).unwrap();
@@ -429,7 +446,6 @@ impl Program {
 
     /// A version that stays empty is committed after the last close, which does not wait for it.
     fn empty(&mut self, name: &str) {
-        self.settle_before(name);
         self.begin_save(name, &[], "empty");
         close(self.create(name));
     }
@@ -441,7 +457,8 @@ impl Program {
     }
 
     fn rename_away(&mut self, from: &str) {
-        let to = format!("{}/{}", self.dirs[self.rng.usize(..2)], NAMES[self.rng.usize(..3)]);
+        let d = self.rng.usize(..2);
+        let to = self.any_name(d);
         if from != to {
             self.rename(from, &to);
         }
@@ -471,7 +488,7 @@ impl Program {
     }
 
     fn directory(&mut self, d: usize) {
-        let name = format!("{}/sub", self.dirs[d]);
+        let name = format!("{}/{}", self.dirs[d], self.names[SUB]);
         let path = self.at.join(&name);
         let step = if self.now(&name).is_some() {
             let step = self.begin(&name, format!("rmdir {name}"), |t| drop(t.remove(&name)));
@@ -489,7 +506,8 @@ impl Program {
     fn fsync_dir(&mut self, d: usize) {
         File::open(self.at.join(&self.dirs[d])).unwrap().sync_all().unwrap();
         if self.level.fsync_waits() {
-            let lanes: Vec<usize> = NAMES.iter().map(|n| self.lane(&format!("{}/{n}", self.dirs[d]))).collect();
+            let lanes: Vec<usize> =
+                self.names[..TEMP].iter().map(|n| self.lane(&format!("{}/{n}", self.dirs[d]))).collect();
             for lane in lanes {
                 self.lanes[lane].all_durable(&self.disk);
             }
