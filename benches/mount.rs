@@ -6,6 +6,7 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod ops;
 
 use std::path::{Path, PathBuf};
 
@@ -33,6 +34,12 @@ struct Args {
     /// `-o` list for the mount
     #[arg(long, default_value = "")]
     options: String,
+    /// Transports, each with a mount of its own, compared in the same rounds
+    #[arg(long, value_delimiter = ',', default_value = "auto")]
+    transport: Vec<String>,
+    /// Measure single operations of one program instead of durable saves
+    #[arg(long)]
+    ops: bool,
     /// Devices: `plain`, or the time that a flush takes, in microseconds
     #[arg(long, value_delimiter = ',', default_value = "plain,1000")]
     device: Vec<String>,
@@ -44,16 +51,13 @@ struct Args {
     bench: bool,
 }
 
-/// One way of saving.
-#[derive(Clone, Copy, PartialEq)]
-enum Variant {
-    Raw,
-    RawAgain,
-    Naive,
-    Dance,
+/// One way of saving, and where.
+struct Variant {
+    name: String,
+    style: &'static str,
+    dir: PathBuf,
+    raw: bool,
 }
-
-const VARIANTS: [Variant; 4] = [Variant::Raw, Variant::RawAgain, Variant::Naive, Variant::Dance];
 
 /// What one variant did in one round.
 #[derive(Clone, Copy)]
@@ -88,47 +92,72 @@ fn bench(kind: Kind, device: &str, args: &Args) -> u32 {
     };
     let device = if device == "plain" { "plain loop device".to_owned() } else { format!("flushes take {device} us") };
     let raw = fs.subdir("raw");
-    let mount = Mount::start(&fs.subdir("data"), &args.options);
+    let mounts: Vec<(&str, Mount)> = args
+        .transport
+        .iter()
+        .map(|t| (t.as_str(), Mount::start(&fs.subdir(&format!("data-{t}")), &options(args, t))))
+        .collect();
+    if args.ops {
+        println!("\n### {}, {device}, one program, {} rounds\n", kind.name(), args.rounds);
+        let places: Vec<(&str, &Path)> = mounts.iter().map(|(t, m)| (*t, m.path())).collect();
+        ops::table(&raw, &places, args.rounds);
+        return 0;
+    }
     println!("\n### {}, {device}, {} bytes, {} rounds of {} s\n", kind.name(), args.size, args.rounds, args.seconds);
     println!("| writers | variant | saves/s | ratio to raw (min-max) | flushes per save | p50 us | p99 us | bar |");
     println!("|---|---|---|---|---|---|---|---|");
     let mut missed = 0;
     for &writers in &args.writers {
-        let dirs: Vec<PathBuf> = VARIANTS
-            .iter()
-            .map(|v| {
-                let root = if matches!(v, Variant::Raw | Variant::RawAgain) { &raw } else { mount.path() };
-                let dir = root.join(format!("{writers}-{}", *v as u8));
-                std::fs::create_dir(&dir).expect("directory for a variant");
-                dir
-            })
-            .collect();
+        let variants = variants(&raw, &mounts, writers);
         // One short run of each that is thrown away: files exist and code is warm from the first round on.
-        for (variant, dir) in VARIANTS.iter().zip(&dirs) {
-            measure(&fs, *variant, dir, writers, args, 0.2);
+        for variant in &variants {
+            measure(&fs, variant, writers, args, 0.2);
         }
-        let mut rounds: Vec<[Sample; 4]> = Vec::new();
+        let mut rounds: Vec<Vec<Sample>> = Vec::new();
         for round in 0..args.rounds {
-            let mut samples = [None; 4];
-            for step in 0..VARIANTS.len() {
-                let i = (step + round) % VARIANTS.len();
-                samples[i] = Some(measure(&fs, VARIANTS[i], &dirs[i], writers, args, args.seconds));
+            let mut samples = vec![None; variants.len()];
+            for step in 0..variants.len() {
+                let i = (step + round) % variants.len();
+                samples[i] = Some(measure(&fs, &variants[i], writers, args, args.seconds));
             }
-            rounds.push(samples.map(|s| s.expect("every variant ran")));
+            rounds.push(samples.into_iter().map(|s| s.expect("every variant ran")).collect());
         }
-        for (i, variant) in VARIANTS.iter().enumerate() {
-            missed += print_row(kind, writers, *variant, i, &rounds);
+        for (i, variant) in variants.iter().enumerate() {
+            missed += print_row(kind, writers, variant, i, &rounds);
         }
+        print_transports(writers, &args.transport, &rounds);
     }
     missed
 }
 
-fn measure(fs: &LoopFs, variant: Variant, dir: &Path, writers: u32, args: &Args, seconds: f64) -> Sample {
-    let style = if variant == Variant::Naive { "naive" } else { "dance" };
+fn options(args: &Args, transport: &str) -> String {
+    let transport = format!("transport={transport}");
+    if args.options.is_empty() { transport } else { format!("{},{transport}", args.options) }
+}
+
+/// Raw, raw again for the noise, then per mount the naive save and the proper sequence.
+fn variants(raw: &Path, mounts: &[(&str, Mount)], writers: u32) -> Vec<Variant> {
+    let made = |root: &Path, name: &str, style: &'static str, raw: bool, n: usize| {
+        let dir = root.join(format!("{writers}-{n}"));
+        std::fs::create_dir(&dir).expect("directory for a variant");
+        Variant { name: name.to_owned(), style, dir, raw }
+    };
+    let mut all = vec![
+        made(raw, "raw: temp, fsync, rename, fsync dir", "dance", true, 0),
+        made(raw, "raw again (noise)", "dance", true, 1),
+    ];
+    for (transport, mount) in mounts {
+        all.push(made(mount.path(), &format!("{transport}: open, write, close"), "naive", false, 0));
+        all.push(made(mount.path(), &format!("{transport}: temp, fsync, rename, fsync dir"), "dance", false, 1));
+    }
+    all
+}
+
+fn measure(fs: &LoopFs, variant: &Variant, writers: u32, args: &Args, seconds: f64) -> Sample {
     let before = fs.flushes();
     let (count, time, size) = (writers.to_string(), seconds.to_string(), args.size.to_string());
-    let options = ["--writers", &count, "--seconds", &time, "--size", &size, "--style", style];
-    let ended = run_tool("saver", dir, writers * 4, &options);
+    let options = ["--writers", &count, "--seconds", &time, "--size", &size, "--style", variant.style];
+    let ended = run_tool("saver", &variant.dir, writers * 4, &options);
     assert_eq!(ended.code, 0, "{}\n{}", ended.summary, ended.complaint);
     let flushes = common::per(fs.flushes() - before, ended.count("saves"));
     Sample {
@@ -140,27 +169,19 @@ fn measure(fs: &LoopFs, variant: Variant, dir: &Path, writers: u32, args: &Args,
 }
 
 /// Prints one variant; gives 1 when it misses the project's bar.
-fn print_row(kind: Kind, writers: u32, variant: Variant, index: usize, rounds: &[[Sample; 4]]) -> u32 {
-    let middle = |value: &dyn Fn(&[Sample; 4]) -> f64| {
-        let mut all: Vec<f64> = rounds.iter().map(value).collect();
-        all.sort_by(f64::total_cmp);
-        (all[all.len() / 2], all[0], all[all.len() - 1])
-    };
+fn print_row(kind: Kind, writers: u32, variant: &Variant, index: usize, rounds: &[Vec<Sample>]) -> u32 {
+    let middle = |value: &dyn Fn(&Vec<Sample>) -> f64| middle(rounds.iter().map(value).collect());
     let (ratio, low, high) = middle(&|r| r[index].rate / r[0].rate);
     let flushes = middle(&|r| r[index].flushes).0;
-    let name = match variant {
-        Variant::Raw => "raw: temp, fsync, rename, fsync dir",
-        Variant::RawAgain => "raw again (noise)",
-        Variant::Naive => "mount: open, write, close",
-        Variant::Dance => "mount: temp, fsync, rename, fsync dir",
-    };
-    let shown = if variant == Variant::Raw { "1".to_owned() } else { format!("{ratio:.2} ({low:.2}-{high:.2})") };
-    let bar = BARS.iter().find(|(w, ..)| *w == writers && kind == Kind::Ext4 && variant == Variant::Naive);
+    let shown = if index == 0 { "1".to_owned() } else { format!("{ratio:.2} ({low:.2}-{high:.2})") };
+    let bar =
+        BARS.iter().find(|(w, ..)| *w == writers && kind == Kind::Ext4 && variant.style == "naive" && !variant.raw);
     // No more saves than there are writers can wait for one flush: with fewer flushes they were not durable.
     let durable = flushes * f64::from(writers) > 0.9;
     let verdict = bar.map(|(_, at_least, at_most)| ratio >= *at_least && flushes <= *at_most);
     println!(
-        "| {writers} | {name} | {:.0} | {shown} | {flushes:.3} | {:.0} | {:.0} | {} |",
+        "| {writers} | {} | {:.0} | {shown} | {flushes:.3} | {:.0} | {:.0} | {} |",
+        variant.name,
         middle(&|r| r[index].rate).0,
         middle(&|r| r[index].p50_us).0,
         middle(&|r| r[index].p99_us).0,
@@ -172,4 +193,23 @@ fn print_row(kind: Kind, writers: u32, variant: Variant, index: usize, rounds: &
         }
     );
     u32::from(verdict == Some(false) || !durable)
+}
+
+/// The transports against the first of them.
+fn print_transports(writers: u32, transports: &[String], rounds: &[Vec<Sample>]) {
+    for (t, name) in transports.iter().enumerate().skip(1) {
+        for (style, at) in [("open, write, close", 2), ("temp, fsync, rename, fsync dir", 3)] {
+            let (ratio, low, high) = middle(rounds.iter().map(|r| r[at + 2 * t].rate / r[at].rate).collect());
+            println!(
+                "| {writers} | {name} to {}: {style} | | {ratio:.2} ({low:.2}-{high:.2}) | | | | |",
+                transports[0]
+            );
+        }
+    }
+}
+
+/// Median, smallest, largest.
+fn middle(mut all: Vec<f64>) -> (f64, f64, f64) {
+    all.sort_by(f64::total_cmp);
+    (all[all.len() / 2], all[0], all[all.len() - 1])
 }

@@ -2,7 +2,8 @@
 //!
 //! Settings from the environment: `FSYS_TEST_FS` (list of ext4,xfs,btrfs), `FSYS_TEST_FULL=1` (whole input
 //! instead of the slice for CI), `FSYS_TEST_IMAGES` (directory of the images, default /dev/shm),
-//! `FSYS_TEST_BIN` (directory with other binaries to test, such as installed ones).
+//! `FSYS_TEST_BIN` (directory with other binaries to test, such as installed ones), `FSYS_TEST_TRANSPORT` (fuser or
+//! io-uring, for every mount; with io-uring the kernel's enable_uring must be Y).
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses its part of the helpers")]
 

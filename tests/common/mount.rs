@@ -21,9 +21,18 @@ fn binary(name: &str) -> PathBuf {
     dir.join(name)
 }
 
-/// A command that runs the daemon's binary.
+/// A command that runs the daemon's binary, with the transport of `FSYS_TEST_TRANSPORT` unless the test says another.
 pub fn fsys_mount() -> Command {
-    Command::new(binary("fsys-mount"))
+    let mut command = Command::new(binary("fsys-mount"));
+    if let Some(transport) = transport() {
+        command.arg("-o").arg(format!("transport={transport}"));
+    }
+    command
+}
+
+/// `FSYS_TEST_TRANSPORT`, when set.
+pub fn transport() -> Option<String> {
+    std::env::var("FSYS_TEST_TRANSPORT").ok().filter(|t| !t.is_empty())
 }
 
 /// A command that runs the tool for people.
