@@ -16,7 +16,6 @@ use super::client::{Daemon, find};
 use crate::config::options::Options;
 use crate::error::{Error, Exit, Result};
 use crate::mount::control::{Answer, Request};
-use crate::mount::daemon;
 use crate::mount::doctor::{self, Finding};
 use crate::mount::table::{self, Mounted};
 use crate::telemetry::Status;
@@ -150,7 +149,7 @@ fn config_files(status: &Status) -> Vec<PathBuf> {
 
 /// The end of the daemon's log: its standard error, a file of the usual name, or the journal.
 fn log(pid: Option<u32>, mount: &Mounted, backing: &str, names: bool) -> String {
-    let usual = daemon::log_path(&Options::default(), &mount.mountpoint);
+    let usual = crate::mount::log::path(&Options::default(), &mount.mountpoint);
     let own = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/fd/2")).ok()).filter(|p| p.is_file());
     let path = own.unwrap_or(usual);
     let text = match tail(&path) {
