@@ -14,7 +14,7 @@ use std::time::Duration;
 use common::loopfs::{Kind, LoopFs};
 use common::mount::Mount;
 use common::tools::tool;
-use common::{can_mount, env_number, fresh_dir, full, run_text, say, wait_until};
+use common::{can_mount, env_number, fresh_dir, full, kinds, run_text, say, wait_until};
 use serde_json::Value;
 
 const SWAPPER: &str = "1001";
@@ -91,7 +91,7 @@ fn a_race_of_symlinks_and_renames_leads_nowhere() {
         return;
     }
     let seconds = env_number("FSYS_TEST_ATTACK_SECS", if full() { 600 } else { 6 });
-    let disk = LoopFs::new(Kind::Ext4, 300);
+    let disk = LoopFs::new(kinds(&[Kind::Ext4])[0], 300);
     let outside = forbidden(&disk);
     let before = fingerprint(&outside);
     // Nobody waits for a flush, and the kernel asks for each name anew: more tries in the same time.

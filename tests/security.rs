@@ -8,12 +8,15 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Output};
 
 use common::can_mount;
 use common::loopfs::{Kind, LoopFs};
-use common::mount::Mount;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use common::mount::{Mount, fsys};
+use common::world::{World, still};
+use fsys_mount::config::policy::{Durability, WriteMode};
+use fsys_mount::error::Errno;
+use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
 
 fn errno<T>(r: std::io::Result<T>) -> Option<i32> {
     r.err().and_then(|e| e.raw_os_error())
@@ -99,6 +102,104 @@ impl Drop for Ended {
     }
 }
 
+/// Names that no kernel sends: the operation core takes a single name and nothing else, whoever asks.
+#[test]
+fn what_is_no_single_name_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("outside"), "secret").unwrap();
+    let root = dir.path().join("data");
+    fs::create_dir_all(root.join("d")).unwrap();
+    let world = World::open(&root, still(Durability::Close, WriteMode::Auto));
+    world.save("f", b"x").unwrap();
+    for name in ["..", ".", "", "../outside", "/", "d/../..", "d/", ".fsys/lock", "./.fsys", "/etc/passwd", "d/new"] {
+        assert_eq!(world.open_with(name, libc::O_RDONLY).unwrap_err(), Errno::NOENT, "lookup {name:?}");
+        assert!(world.create(name).is_err(), "create {name:?}");
+        assert!(world.rename("f", name).is_err() && world.rename(name, "g").is_err(), "rename {name:?}");
+        assert!(world.link("f", name).is_err() && world.unlink(name).is_err(), "link {name:?}");
+    }
+    assert_eq!(world.seen("f").unwrap(), b"x");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "something was made outside");
+    assert_eq!(fs::read_dir(root.join("d")).unwrap().count(), 0);
+    world.shutdown().unwrap();
+}
+
+/// The backing directory is the inode that was mounted, whatever its name leads to by now.
+#[test]
+fn a_root_that_was_renamed_is_still_the_root() {
+    let Some((disk, mut mount)) = set_up("a_root_that_was_renamed_is_still_the_root") else { return };
+    let outside = disk.subdir("outside");
+    let moved = disk.path().join("moved");
+    fs::write(mount.path().join("f"), "old").unwrap();
+    fs::rename(mount.backing(), &moved).unwrap();
+    symlink(&outside, mount.backing()).unwrap();
+    fs::write(mount.path().join("f"), "new").unwrap();
+    fs::create_dir(mount.path().join("d")).unwrap();
+    assert_eq!(fs::read_to_string(moved.join("f")).unwrap(), "new");
+    assert!(moved.join("d").is_dir());
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    mount.stop();
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "nor at the end");
+}
+
+/// Hard links lead across no file system boundary, by no way; one that someone made behind the mount is that file.
+#[test]
+fn hard_links_cross_no_boundary() {
+    let Some((disk, mut mount)) = set_up("hard_links_cross_no_boundary") else { return };
+    let (out, at) = (disk.path().join("file"), |name: &str| mount.path().join(name));
+    fs::write(&out, "outside").unwrap();
+    fs::write(at("f"), "inside").unwrap();
+    let crossing = Some(libc::EXDEV);
+    assert_eq!(errno(fs::hard_link(&out, at("in"))), crossing);
+    assert_eq!(errno(fs::hard_link(at("f"), disk.path().join("g"))), crossing);
+    assert_eq!(errno(fs::rename(&out, at("in"))), crossing);
+    assert_eq!(errno(fs::rename(at("f"), disk.path().join("g"))), crossing);
+    // By descriptor, as linkat(2) takes one.
+    let open = File::open(&out).unwrap();
+    let by_fd = format!("/proc/self/fd/{}", open.as_raw_fd());
+    assert_eq!(errno(linkat(CWD, by_fd, CWD, at("in"), AtFlags::SYMLINK_FOLLOW).map_err(Into::into)), crossing);
+    // Who may link it into the tree may have it written there; it stays one file.
+    fs::hard_link(&out, mount.backing().join("linked")).unwrap();
+    fs::write(at("linked"), "by the mount").unwrap();
+    assert_eq!(fs::read_to_string(&out).unwrap(), "by the mount");
+    assert_eq!(fs::metadata(&out).unwrap().nlink(), 2);
+    mount.stop();
+}
+
+fn as_user(uid: &str, command: &Command) -> Output {
+    let mut user = Command::new("setpriv");
+    user.args(["--reuid", uid, "--regid", uid, "--clear-groups"]).arg(command.get_program()).args(command.get_args());
+    user.output().unwrap()
+}
+
+/// The control socket takes requests of the user who mounted and of root: the directory keeps others out, and so does
+/// the daemon where somebody made a way around it.
+#[test]
+fn the_control_socket_is_its_owners() {
+    let Some((_disk, mut mount)) = set_up("the_control_socket_is_its_owners") else { return };
+    let mut status = fsys();
+    status.args(["status", "--json"]).arg(mount.path());
+    let told = as_user("1001", &status);
+    let said = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(!told.status.success() && said.contains("uid 0") && said.contains("Permission denied"), "{said}");
+    // A hard link of the socket, in a directory that all may enter.
+    let device = fs::metadata(mount.path()).unwrap().dev();
+    let name = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let way = tempfile::Builder::new().prefix("fsys-test-").tempdir_in("/run").unwrap();
+    fs::set_permissions(way.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let socket = way.path().join("socket");
+    fs::hard_link(Path::new("/run/fsys-mount").join(name), &socket).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut ask = Command::new("/usr/bin/perl");
+    let script = "my $s=IO::Socket::UNIX->new(Peer=>$ARGV[0]) or die; print $s \"\\\"status\\\"\\n\"; print <$s>";
+    ask.args(["-MIO::Socket::UNIX", "-e", script]).arg(&socket);
+    let told = as_user("1001", &ask);
+    let refused = String::from_utf8_lossy(&told.stdout);
+    assert!(refused.contains("user 1001 may not control this mount"), "{told:?}");
+    // Control: the same way is open to root.
+    assert!(String::from_utf8_lossy(&as_user("0", &ask).stdout).contains("healthy"));
+    mount.stop();
+}
+
 /// A file that appears behind the mount just when somebody creates that name is opened only by those who may.
 #[test]
 fn a_create_does_not_open_what_is_forbidden() {
@@ -134,6 +235,14 @@ fn a_create_does_not_open_what_is_forbidden() {
     mount.stop();
 }
 
+/// The capabilities of `NEEDED` in src/sys/creds.rs and of contrib/doc/SECURITY.md, as the kernel numbers them.
+const NEEDED: u64 = 0x2_8820_02df;
+
+fn capabilities(status: &str, set: &str) -> u64 {
+    let line = status.lines().find_map(|l| l.strip_prefix(set)).unwrap();
+    u64::from_str_radix(line.trim_start_matches(':').trim(), 16).unwrap()
+}
+
 /// The daemon has no descriptor of who started it, and only the capabilities that src/sys/creds.rs lists.
 #[test]
 fn the_daemon_holds_only_what_it_needs() {
@@ -152,13 +261,16 @@ fn the_daemon_holds_only_what_it_needs() {
         fs::read_dir(format!("{proc}/fd")).unwrap().filter_map(|e| fs::read_link(e.unwrap().path()).ok()).collect();
     assert!(open.iter().all(|p| *p != mark), "{open:?}");
     assert!(open.iter().any(|p| p == Path::new("/dev/fuse")), "control: descriptors are seen: {open:?}");
+    // What this test does not have, the daemon cannot keep.
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    let starter = capabilities(&own, "CapPrm");
+    assert_ne!(starter & !NEEDED, 0, "control: there is something to give up");
     for thread in fs::read_dir(format!("{proc}/task")).unwrap() {
         let mut status = String::new();
         File::open(thread.unwrap().path().join("status")).unwrap().read_to_string(&mut status).unwrap();
         for set in ["CapPrm", "CapEff", "CapBnd"] {
-            let line = status.lines().find_map(|l| l.strip_prefix(set)).unwrap();
-            let has = u64::from_str_radix(line.trim_start_matches(':').trim(), 16).unwrap();
-            assert_eq!(has & !0x2_8820_02df, 0, "{set} {has:#x}");
+            let has = capabilities(&status, set);
+            assert_eq!(has, NEEDED & starter, "{set} {has:#x}");
         }
     }
     mount.stop();

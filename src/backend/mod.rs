@@ -268,7 +268,8 @@ impl Backing {
     }
 
     fn open_fd(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
-        let flags = OFlags::from_bits_retain(flags as u32) | OFlags::CLOEXEC;
+        // The name there is a link to the inode: it is followed, to a symlink too, and that no further.
+        let flags = OFlags::from_bits_retain(flags as u32) - OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rfs::openat(&self.proc_fd, fd_name(fd).as_str(), flags, Mode::empty())
     }
 

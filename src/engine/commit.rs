@@ -167,7 +167,7 @@ impl Engine {
     pub(super) fn submit(self: &Arc<Self>, file: &Arc<File>, st: &mut State, data_only: bool, done: Done) -> Answer {
         match st.phase {
             Phase::Committing => {
-                st.joined.get_mut().push(done);
+                st.waiting.get_mut().get_or_insert_default().joined.push(done);
                 None
             }
             Phase::Orphan => Some((done, Ok(()))),
@@ -228,7 +228,7 @@ impl Engine {
     pub fn park(&self, file: &File, work: Parked) {
         let mut st = file.state.write();
         if st.phase == Phase::Committing {
-            st.parked.get_mut().push(work);
+            st.waiting.get_mut().get_or_insert_default().parked.push(work);
         } else {
             drop(st);
             self.workers.run(work);
@@ -280,7 +280,7 @@ impl Engine {
         st.anchor = Some(new.anchor);
         // It held the inode that is replaced, since a removal or rename that failed or took another of its names.
         st.pin = None;
-        st.ctime = new.ctime;
+        st.ctime = new.ctime.map(Box::new);
         if st.go(Event::Published).is_err() {
             return;
         }
@@ -304,14 +304,13 @@ impl Engine {
 
     /// Ends a commit: everyone who waited for it goes on.
     fn settled(&self, file: &Arc<File>, mut st: parking_lot::RwLockWriteGuard<'_, State>, r: &Outcome) {
-        let parked = std::mem::take(st.parked.get_mut());
-        let joined = std::mem::take(st.joined.get_mut());
+        let waiting = st.waiting.get_mut().take().unwrap_or_default();
         if st.version.as_ref().is_none_or(|v| v.dirty_ms.load(Ordering::Acquire) == 0) {
             self.unsettled.lock().remove(&file.tag);
         }
         drop(st);
-        joined.into_iter().for_each(|d| d.answer(r.clone()));
-        parked.into_iter().for_each(|p| self.workers.run(p));
+        waiting.joined.into_iter().for_each(|d| d.answer(r.clone()));
+        waiting.parked.into_iter().for_each(|p| self.workers.run(p));
         self.idle.notify_all();
     }
 

@@ -113,7 +113,16 @@ pub struct Ctime {
 /// Work that waits for a commit of the file to end.
 pub type Parked = Box<dyn FnOnce() + Send>;
 
-/// The changing part of a [`File`].
+/// Those who wait for the commit that runs.
+#[derive(Default)]
+pub struct Waiting {
+    /// To be done when it has ended.
+    pub parked: Vec<Parked>,
+    /// To be answered with its result.
+    pub joined: Vec<Done>,
+}
+
+/// The changing part of a [`File`]. There is one for each file that the kernel knows, so what few of them have is boxed.
 pub struct State {
     /// Where it stands.
     pub phase: Phase,
@@ -144,12 +153,10 @@ pub struct State {
     pub policy: Policy,
     /// Commits that failed; a descriptor opened before the last failure stays failed.
     pub failures: u32,
-    /// Waiting for the commit to end.
-    pub parked: Mutex<Vec<Parked>>,
-    /// To be answered with the result of the commit that runs.
-    pub joined: Mutex<Vec<Done>>,
+    /// Waiting for the commit that runs. The lock is never taken: it makes the state shareable.
+    pub waiting: Mutex<Option<Box<Waiting>>>,
     /// Publication moves the change time, which no program asked for.
-    pub ctime: Option<Ctime>,
+    pub ctime: Option<Box<Ctime>>,
     /// Keeps the inode reachable after its last name went.
     pub pin: Option<OwnedFd>,
 }
@@ -279,6 +286,8 @@ impl File {
         if only {
             st.names.clear();
         }
+        // Most files have one name; a vector would make room for four.
+        st.names.reserve_exact(1);
         st.names.push(Place { dir: dir.clone(), name: name.to_owned() });
     }
 
@@ -305,8 +314,7 @@ impl State {
             owed_nth: 0,
             policy: Policy::default(),
             failures: 0,
-            parked: Mutex::default(),
-            joined: Mutex::default(),
+            waiting: Mutex::default(),
             ctime: None,
             pin: None,
         }

@@ -402,7 +402,7 @@ impl Engine {
         if st.is_staged() {
             attr.st_nlink = 1;
         }
-        if let Some(c) = st.ctime.filter(|c| c.real == ctime_of(&attr)) {
+        if let Some(c) = st.ctime.as_ref().filter(|c| c.real == ctime_of(&attr)) {
             (attr.st_ctime, attr.st_ctime_nsec) = (c.shown.0, c.shown.1 as _);
         }
         Ok(attr)

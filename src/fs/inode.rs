@@ -32,7 +32,7 @@ pub enum Kind {
     /// A directory.
     Dir(Arc<Dir>),
     /// A symlink, fifo, socket or device.
-    Other(Other),
+    Other(Box<Other>),
 }
 
 /// What has no content of its own.
@@ -85,6 +85,7 @@ pub struct Node {
 pub(super) enum Stale {
     Cache(StaleCache),
     Reap(u64),
+    Trim,
     Stop,
 }
 
@@ -102,6 +103,9 @@ pub struct Table {
     dev: u64,
     stale: Sender<Stale>,
 }
+
+/// Maps that have room for so many nodes, and hold an eighth of that, give the memory back.
+const TRIM_MIN: usize = 1 << 14;
 
 /// First of the numbers that no file system gives out: for inodes whose own number is taken.
 const OWN: u64 = 1 << 62;
@@ -171,6 +175,12 @@ impl Table {
         for id in [Some(node.fixed), current].into_iter().flatten() {
             maps.drop_inode(id, node.id);
         }
+        if maps.nodes.capacity() >= TRIM_MIN && maps.nodes.len() < maps.nodes.capacity() / 8 {
+            let room = maps.nodes.len() * 2;
+            maps.nodes.shrink_to(room);
+            maps.by_inode.shrink_to(room);
+            self.tell(Stale::Trim);
+        }
     }
 
     /// The node of a file that the engine made or knows; counted.
@@ -211,7 +221,7 @@ impl Table {
                 let place = Place { dir: dir.clone(), name: name.to_owned() };
                 Kind::Dir(Arc::new(Dir::new(tag, id, anchor, Some(place))))
             }
-            _ => Kind::Other(Other { anchor, pin: OnceLock::new() }),
+            _ => Kind::Other(Box::new(Other { anchor, pin: OnceLock::new() })),
         };
         let node = Arc::new(Node::new(tag, kind, id));
         node.learn_name(st, dir, name);

@@ -18,6 +18,7 @@ mod xattr;
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -193,6 +194,13 @@ impl Fs {
         dir.tag == ROOT && name == layout::NAME
     }
 
+    /// No name that a program may use here: `.fsys`, or what is no single name. The kernel sends none of the latter, and no
+    /// transport has to be trusted not to.
+    fn forbidden(dir: &Dir, name: &OsStr) -> bool {
+        let bytes = name.as_bytes();
+        Self::reserved(dir, name) || matches!(bytes, b"" | b"." | b"..") || bytes.contains(&b'/')
+    }
+
     /// Serves the kernel's stale caches: calls `tell` for each until the file system is dropped or `tell` is false.
     /// Runs on a thread of its own, since a notification can wait for a call that the kernel has open.
     pub fn notify_stale(&self, tell: impl Fn(&StaleCache) -> bool) {
@@ -201,6 +209,10 @@ impl Fs {
                 Stale::Cache(c) => tell(&c),
                 Stale::Reap(tag) => {
                     self.reap(tag);
+                    true
+                }
+                Stale::Trim => {
+                    crate::sys::release_memory();
                     true
                 }
                 Stale::Stop => false,

@@ -35,7 +35,7 @@ impl Fs {
 
     /// The node of a name, counted.
     pub(super) fn find(&self, dir: &Arc<Dir>, name: &OsStr) -> Result<Arc<Node>, Errno> {
-        if Self::reserved(dir, name) {
+        if Self::forbidden(dir, name) {
             return Err(Errno::NOENT);
         }
         loop {
@@ -142,7 +142,7 @@ impl Fs {
     fn new_name(&self, parent: u64, name: &OsStr) -> Result<Arc<Dir>, Errno> {
         let dir = self.dir(parent)?;
         self.engine.writable()?;
-        if Self::reserved(&dir, name) {
+        if Self::forbidden(&dir, name) {
             return Err(Errno::PERM);
         }
         if dir.staged(name).is_some() { Err(Errno::EXIST) } else { Ok(dir) }
@@ -287,7 +287,7 @@ impl Fs {
     /// unlink(2).
     pub fn unlink(self: &Arc<Self>, parent: u64, name: &OsStr, reply: Reply<()>) {
         let dir = match self.dir(parent) {
-            Ok(d) if !Self::reserved(&d, name) => d,
+            Ok(d) if !Self::forbidden(&d, name) => d,
             Ok(_) => return reply.send(Err(Errno::NOENT)),
             Err(e) => return reply.send(Err(e)),
         };
@@ -326,7 +326,7 @@ impl Fs {
     /// rmdir(2).
     pub fn rmdir(self: &Arc<Self>, parent: u64, name: &OsStr, reply: Reply<()>) {
         let dir = match self.dir(parent) {
-            Ok(d) if !Self::reserved(&d, name) => d,
+            Ok(d) if !Self::forbidden(&d, name) => d,
             Ok(_) => return reply.send(Err(Errno::NOENT)),
             Err(e) => return reply.send(Err(e)),
         };
@@ -360,8 +360,8 @@ impl Fs {
     ) {
         let dirs = self.dir(parent).and_then(|a| Ok((a, self.dir(new_parent)?)));
         let (from, to) = match dirs {
-            Ok((a, _)) if Self::reserved(&a, name) => return reply.send(Err(Errno::NOENT)),
-            Ok((_, b)) if Self::reserved(&b, new_name) => return reply.send(Err(Errno::PERM)),
+            Ok((a, _)) if Self::forbidden(&a, name) => return reply.send(Err(Errno::NOENT)),
+            Ok((_, b)) if Self::forbidden(&b, new_name) => return reply.send(Err(Errno::PERM)),
             Ok(d) => d,
             Err(e) => return reply.send(Err(e)),
         };

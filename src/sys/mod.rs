@@ -96,6 +96,15 @@ pub fn ioctl_buf(fd: BorrowedFd<'_>, cmd: u32, buf: &mut [u8]) -> Result<i32, Er
     if rc < 0 { Err(last_errno()) } else { Ok(rc) }
 }
 
+/// Gives free memory back to the system. The allocator does so by itself only for what lies on top of its heaps.
+pub fn release_memory() {
+    // SAFETY: no preconditions; free memory is all that it touches.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Whether two threads belong to one process. A thread that has ended may have belonged to it.
 pub fn same_process(a: u32, b: u32) -> bool {
     let group = |tid: u32| -> Option<String> {

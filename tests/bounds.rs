@@ -1,0 +1,158 @@
+//! P8. At each bound there is a defined answer: open files, staging space, the queue. Memory for inodes is in posix.rs.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::loopfs::{Kind, LoopFs};
+use common::mount::Mount;
+use common::{can_mount, full, run, say, wait_until};
+
+/// Opens files `f0`, `f1`, ... of its directory until that fails, tells how many and the error, and keeps them open
+/// until its standard input ends.
+const OPENER: &str = "use POSIX (); use Fcntl; my ($d,$max)=@ARGV; my @open; my $e=0; $|=1; \
+    for my $i (0..$max-1) { my $f; if (sysopen($f,\"$d/f$i\",O_RDWR|O_CREAT)) { push @open,$f } else { $e=$!+0; last } } \
+    print scalar(@open),\" $e\\n\"; <STDIN>; POSIX::_exit(0);";
+
+struct Opener {
+    child: Child,
+    out: BufReader<ChildStdout>,
+}
+
+impl Opener {
+    fn start(dir: &Path, max: u64) -> Self {
+        let mut command = Command::new("/usr/bin/perl");
+        command.args(["-e", OPENER]).arg(dir).arg(max.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        Self { child, out }
+    }
+
+    /// How many files it has open, and why it has no more.
+    fn told(&mut self) -> (u64, i32) {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        let (count, errno) = line.trim().split_once(' ').unwrap();
+        (count.parse().unwrap(), errno.parse().unwrap())
+    }
+
+    fn end(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+/// The daemon may open `Max open files` descriptors. At that bound an open fails with EMFILE, as it does where a process
+/// has no more; who has a file open goes on, saves are whole and durable, and when files are closed all is as before.
+/// At the machine's own limit with `FSYS_TEST_FULL=1`.
+#[test]
+fn open_files_have_a_bound() {
+    if !can_mount("open_files_have_a_bound") {
+        return;
+    }
+    let disk = LoopFs::new(Kind::Ext4, 300);
+    let backing = disk.subdir("data");
+    let mut mount = Mount::start(&backing, "durability=close");
+    let pid = mount.pid().as_raw_nonzero().get();
+    let (openers, each) = if full() { (3, 15_000) } else { (2, 1_000) };
+    if !full() {
+        run(Command::new("prlimit").args(["--pid", &pid.to_string(), "--nofile=500:500"]));
+    }
+    fs::write(mount.path().join("old"), "old").unwrap();
+    let mut writer = File::create(mount.path().join("saved")).unwrap();
+    writer.write_all(b"before").unwrap();
+    let mut all: Vec<_> = (0..openers)
+        .map(|i| {
+            let dir = mount.path().join(format!("d{i}"));
+            fs::create_dir(&dir).unwrap();
+            Opener::start(&dir, each)
+        })
+        .collect();
+    let told: Vec<_> = all.iter_mut().map(Opener::told).collect();
+    say(&format!("open files and error, each program: {told:?}"));
+    assert!(told.iter().any(|(_, e)| *e == libc::EMFILE), "the bound was not reached: {told:?}");
+    assert!(told.iter().all(|(_, e)| [0, libc::EMFILE].contains(e)), "{told:?}");
+    let refused = File::open(mount.path().join("old")).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EMFILE), "{refused}");
+    // What is open goes on, to a durable end.
+    writer.write_all(b" and after").unwrap();
+    writer.sync_all().unwrap();
+    drop(writer);
+    assert_eq!(fs::read_to_string(backing.join("saved")).unwrap(), "before and after");
+    all.drain(..).for_each(Opener::end);
+    assert_eq!(fs::read_to_string(mount.path().join("old")).unwrap(), "old");
+    fs::write(mount.path().join("new"), "new").unwrap();
+    assert_eq!(fs::read_to_string(backing.join("new")).unwrap(), "new");
+    assert!(wait_until(Duration::from_secs(60), || mount.status()["handles"] == 0), "{}", mount.status());
+    assert_eq!(mount.status()["health"], "healthy");
+    let held = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    assert!(wait_until(Duration::from_secs(60), || held() < 100), "{} descriptors are left", held());
+    mount.stop();
+}
+
+/// Uncommitted versions hold at most `staging_max_bytes`. A write beyond fails with ENOSPC, and so does the close of
+/// that file: the version before stands. Others are not concerned, and what was committed makes room.
+#[test]
+fn staging_space_has_a_bound() {
+    if !can_mount("staging_space_has_a_bound") {
+        return;
+    }
+    let disk = LoopFs::new(Kind::Ext4, 300);
+    let backing = disk.subdir("data");
+    let mount = Mount::start(&backing, "staging_max_bytes=1000000");
+    let at = |name: &str| mount.path().join(name);
+    fs::write(at("b"), "old").unwrap();
+    let mut a = File::create(at("a")).unwrap();
+    a.write_all(&[1; 600_000]).unwrap();
+    let mut b = File::create(at("b")).unwrap();
+    let refused = b.write_all(&[2; 600_000]).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{refused}");
+    let not_saved = b.sync_all().unwrap_err();
+    assert_eq!(not_saved.raw_os_error(), Some(libc::ENOSPC), "{not_saved}");
+    drop(b);
+    assert_eq!(fs::read_to_string(backing.join("b")).unwrap(), "old");
+    a.write_all(&[1; 200_000]).unwrap();
+    a.sync_all().unwrap();
+    drop(a);
+    assert_eq!(fs::metadata(backing.join("a")).unwrap().len(), 800_000);
+    fs::write(at("b"), [3; 900_000]).unwrap();
+    assert_eq!(fs::read(backing.join("b")).unwrap(), [3; 900_000]);
+    let status = mount.status();
+    assert_eq!(status["counters"]["staged_bytes"], 0);
+    // The one that was not saved is named until someone has looked at it.
+    assert_eq!((&status["health"], &status["failed"][0]["path"]), (&"degraded".into(), &"b".into()), "{status}");
+}
+
+/// The queue holds `queue_max` commits. Who comes then waits, and is answered like all others.
+#[test]
+fn the_queue_has_a_bound() {
+    if !can_mount("the_queue_has_a_bound") {
+        return;
+    }
+    const WRITERS: usize = 16;
+    const FLUSH_US: u64 = 20_000;
+    let disk = LoopFs::slow(Kind::Ext4, 300, FLUSH_US);
+    let backing = disk.subdir("data");
+    let mut mount = Mount::start(&backing, "queue_max=1,batch_max=1,threads=4");
+    let start = Instant::now();
+    std::thread::scope(|s| {
+        for i in 0..WRITERS {
+            let path = mount.path().join(format!("f{i}"));
+            s.spawn(move || fs::write(path, format!("content {i}")).unwrap());
+        }
+    });
+    let took = start.elapsed();
+    let waits = mount.status()["counters"]["queue_full_waits"].as_u64().unwrap();
+    say(&format!("{WRITERS} saves, one in the queue: {waits} waits, {took:?}"));
+    assert!(waits > 0, "the queue was never full: nothing was tested");
+    // With one commit for each batch and a flush for each batch, nobody was answered before their own.
+    assert!(took >= Duration::from_micros(FLUSH_US) * WRITERS as u32, "{took:?}");
+    for i in 0..WRITERS {
+        assert_eq!(fs::read_to_string(backing.join(format!("f{i}"))).unwrap(), format!("content {i}"));
+    }
+    mount.stop();
+}
