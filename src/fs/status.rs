@@ -102,7 +102,7 @@ impl Fs {
         };
         let (committed_at, opens) = node.file().map_or((None, 0), |f| {
             let st = f.state.read();
-            (st.ctime.map(|c| c.real.0), st.opens)
+            (st.ctime.as_ref().map(|c| c.real.0), st.opens)
         });
         Ok(PathReport {
             path: path.display().to_string(),
