@@ -346,6 +346,7 @@ fn campaign(on: &str, dir: &Path, twice: bool, stride: usize) {
         }
     }
     let all: usize = runs.values().sum();
+    runs.iter().for_each(|(kind, n)| println!("injected: {kind} of a backing call: {n}"));
     println!("{on}: {injected} faults injected in {all} runs, by the first {runs:?}; {} violations", bad.len());
     assert!(bad.is_empty(), "{on}: {} violations\n{}", bad.len(), bad.join("\n"));
     assert!(injected >= all && all > 250, "the campaign reaches the calls");

@@ -58,6 +58,8 @@ struct State {
     flushes: u64,
     flush_delay: Duration,
     faults: Vec<(Fault, u64)>,
+    /// Requests that met a fault: reads, writes, flushes.
+    injected: [usize; 3],
 }
 
 /// See the module. Cheap to clone: all clones are the same disk.
@@ -112,6 +114,11 @@ impl Disk {
             s.record.push(Event::Flush);
         }
         Ok(s.flush_delay)
+    }
+
+    /// Requests that met a fault so far: reads, writes, flushes.
+    pub fn injected(&self) -> [usize; 3] {
+        self.state().injected
     }
 
     pub fn flushes(&self) -> u64 {
@@ -222,7 +229,9 @@ impl State {
             *seen += 1;
             let due = n >= fault.skip && n - fault.skip < fault.count;
             if due && fastrand::Rng::with_seed(fault.seed ^ n).u64(..fault.one_in.max(1)) == 0 {
-                return Err(fault.errno);
+                let errno = fault.errno;
+                self.injected[on as usize] += 1;
+                return Err(errno);
             }
         }
         Ok(())

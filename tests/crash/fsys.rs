@@ -25,13 +25,18 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn mount(backing: &Path, mountpoint: &Path, options: &str) -> Self {
-        Self::mount_without(backing, mountpoint, options, &[])
+        Self::mount_with(backing, mountpoint, options, |_| ())
     }
 
     /// A daemon that believes that it makes these system calls.
     pub fn mount_without(backing: &Path, mountpoint: &Path, options: &str, calls: &[libc::c_long]) -> Self {
+        Self::mount_with(backing, mountpoint, options, |command| leave_out(command, calls))
+    }
+
+    /// A daemon that is started in a special way.
+    pub fn mount_with(backing: &Path, mountpoint: &Path, options: &str, set_up: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fsys-mount"));
-        leave_out(&mut command, calls);
+        set_up(&mut command);
         let out = command
             .args((!options.is_empty()).then_some(["-o", options]).into_iter().flatten())
             .arg(backing)
@@ -48,6 +53,19 @@ impl Daemon {
 
     pub fn path(&self) -> &Path {
         &self.mountpoint
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub fn raw_pid(&self) -> Pid {
+        Pid::from_raw(self.pid).unwrap()
+    }
+
+    pub fn is_running(&self) -> bool {
+        let mut fds = [PollFd::new(&self.process, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(0)
     }
 
     /// `fsys status` as a program reads it: health and reason.

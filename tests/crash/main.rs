@@ -15,6 +15,7 @@ mod commands;
 mod delivery;
 mod device;
 mod disk;
+mod duress;
 mod explore;
 mod fsys;
 mod instant;

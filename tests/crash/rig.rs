@@ -123,6 +123,15 @@ impl Rig {
     }
 }
 
+impl Drop for Rig {
+    /// For the sum that `scripts/faults` makes.
+    fn drop(&mut self) {
+        for (what, n) in ["reads", "writes", "flushes"].iter().zip(self.disk.injected()).filter(|(_, n)| *n > 0) {
+            println!("injected: {what} that the device failed: {n}");
+        }
+    }
+}
+
 /// A mounted filesystem.
 pub struct Mounted {
     at: PathBuf,
