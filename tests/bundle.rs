@@ -36,10 +36,7 @@ fn no_name_and_no_content_leaves_the_machine() {
     // A save that fails puts the name into the status and into the log: the disk is full at its commit.
     let path = mount.path().join(SECRET);
     std::fs::write(&path, "content-of-the-boss").unwrap();
-    let free = rustix::fs::statvfs(fs.path()).unwrap();
-    let filler = std::fs::File::create(fs.path().join("filler")).unwrap();
-    let len = free.f_bavail * free.f_frsize;
-    rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, len).unwrap();
+    fs.fill();
     let failed = std::fs::write(&path, vec![b'y'; 4 << 20]);
     assert!(failed.is_err(), "the disk is full");
 

@@ -36,10 +36,11 @@ fn faults(name: &str, text: &str) -> Vec<String> {
     }
     // Prose may name anything.
     let code: Vec<&str> = text.lines().map(|l| l.split("//").next().unwrap_or_default()).collect();
+    // `fuser` alone is a word of the configuration, too.
     let has = |word: &str| {
         code.iter().any(|l| {
             l.split(|c: char| !(c.is_alphanumeric() || "_:".contains(c)))
-                .any(|w| w == word || w.starts_with(&format!("{word}::")))
+                .any(|w| (w == word && word != "fuser") || w.starts_with(&format!("{word}::")))
         })
     };
     for (folder, forbidden) in LAYERS {

@@ -22,6 +22,8 @@ use crate::telemetry::Status;
 
 /// The end of a log that is taken, in bytes.
 const LOG_MAX: u64 = 512 << 10;
+/// Fields of the status and of the log that hold a name.
+const NAMES: [&str; 4] = ["path", "name", "kept", "kept_as"];
 /// Stands where a name was.
 const LEFT_OUT: &str = "(name left out)";
 
@@ -94,7 +96,7 @@ fn write(path: &Path, now: u64, mounts: &[Mounted], names: bool) -> io::Result<V
 
 fn one_mount(archive: &mut Archive, dir: &str, mount: &Mounted, names: bool) -> io::Result<()> {
     let mut put = |name: &str, text: &str| archive.add(&format!("{dir}/{name}"), text);
-    let mut status = match ask(mount) {
+    let status = match ask(mount) {
         Ok(status) => status,
         Err(e) => {
             put("status-error.txt", &e.to_string())?;
@@ -108,9 +110,6 @@ fn one_mount(archive: &mut Archive, dir: &str, mount: &Mounted, names: bool) -> 
     put("log.txt", &log(Some(status.pid), mount, &backing, names))?;
     for (i, file) in config_files(&status).iter().enumerate() {
         put(&format!("config-{i}.toml"), &format!("# {}\n{}", file.display(), read(&file.to_string_lossy())))?;
-    }
-    if !names {
-        status.failed.iter_mut().for_each(|f| LEFT_OUT.clone_into(&mut f.path));
     }
     let text = serde_json::to_value(&status).map(|v| if names { v } else { without_names(v) });
     put("status.json", &format!("{:#}", text.map_err(io::Error::other)?))
@@ -128,7 +127,7 @@ fn without_names(mut value: serde_json::Value) -> serde_json::Value {
     match &mut value {
         serde_json::Value::Object(map) => {
             for (key, v) in map.iter_mut() {
-                *v = if key == "path" || key == "name" { json!(LEFT_OUT) } else { without_names(v.take()) };
+                *v = if NAMES.contains(&key.as_str()) { json!(LEFT_OUT) } else { without_names(v.take()) };
             }
         }
         serde_json::Value::Array(all) => all.iter_mut().for_each(|v| *v = without_names(v.take())),
@@ -185,10 +184,11 @@ fn line_without_names(line: &str, backing: &str, mountpoint: &Path) -> String {
         return "(line left out)\n".into();
     }
     let mut line = line.to_owned();
-    for mark in [" path=", "\"path\":", "\"name\":", " name="] {
-        if let Some(at) = line.find(mark) {
-            // After the last one: the name itself may hold the word.
-            let rest = line.rfind(" step=").or(line.rfind("\",\"")).filter(|end| *end > at);
+    for field in NAMES {
+        for mark in [format!(" {field}="), format!("\"{field}\":")] {
+            let Some(at) = line.find(&mark) else { continue };
+            // After the last one: the name itself may hold the word. What follows `kept` is left out with it.
+            let rest = line.rfind(" step=").or(line.rfind("\",\"")).filter(|end| *end > at && field != "kept");
             let rest = rest.map_or(String::new(), |end| line[end..].to_owned());
             line = format!("{}{mark}{LEFT_OUT}{rest}", &line[..at]);
         }
@@ -280,10 +280,10 @@ mod tests {
     #[test]
     fn names_go_and_facts_stay() {
         let clean = |line: &str| line_without_names(line, "/data", Path::new("/mnt/f"));
-        let failed = "2026-01-01T00:00:00Z ERROR fsys: commit failed: save again path=secret step=x/y step=publish cause=no space";
+        let failed = "2026-01-01T00:00:00Z ERROR fsys: commit failed: save again path=secret step=x/y step=publish cause=no space kept=17-secret";
         assert_eq!(
             clean(failed),
-            "2026-01-01T00:00:00Z ERROR fsys: commit failed: save again path=(name left out) step=publish cause=no space\n"
+            "2026-01-01T00:00:00Z ERROR fsys: commit failed: save again path=(name left out) step=publish cause=no space kept=(name left out)\n"
         );
         assert_eq!(clean("secret tail of a name"), "(line left out)\n");
         assert_eq!(clean("2026 cannot open /data/secret: no"), "2026 cannot open /data/(name left out)\n");

@@ -9,6 +9,7 @@ mod client;
 mod config;
 mod doctor;
 mod drain;
+mod generate;
 mod get;
 mod metrics;
 pub mod mount;
@@ -61,6 +62,8 @@ enum Verb {
     Bench(bench::Args),
     Config(config::Args),
     Bundle(bundle::Args),
+    #[command(hide = true)]
+    Generate(generate::Args),
     Umount(umount::Args),
     Recover(recover::Args),
 }
@@ -103,6 +106,7 @@ pub fn tool() -> ExitCode {
         Verb::Bench(args) => bench::run(args),
         Verb::Config(args) => config::run(args),
         Verb::Bundle(args) => bundle::run(args),
+        Verb::Generate(args) => generate::run(args),
         Verb::Umount(args) => umount::run(args),
         Verb::Recover(args) => recover::run(args),
     };

@@ -49,7 +49,7 @@ const AFTER_HELP: &str = "Run `fsys-mount --help` for examples, the options and 
     after_help = AFTER_HELP,
     after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}")
 )]
-struct Args {
+pub(super) struct Args {
     /// Stay in the foreground, log to standard error
     #[arg(short = 'f', long)]
     foreground: bool,
@@ -69,7 +69,7 @@ struct Args {
 #[derive(Debug, Parser)]
 #[command(name = "mount.fsys", version, about = "The mount(8) form of fsys-mount", after_help = EXIT_CODES)]
 #[allow(clippy::struct_excessive_bools)] // the flags that mount(8) defines
-struct HelperArgs {
+pub(super) struct HelperArgs {
     /// The backing directory
     spec: PathBuf,
     /// The mount point

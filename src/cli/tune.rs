@@ -153,13 +153,13 @@ fn measure(backing: &Path, args: &Args) -> Result<Report> {
         }
     }
     progress.step("a save through a mount, without its flush")?;
-    let (front, no_front) = match front(&made("data")?, &made("mnt")?, size) {
+    let (front, no_front) = match front(&made("data")?, &made("mnt")?, size, auto.us(1)) {
         Ok(front) => (Some(front), String::new()),
         Err(e) => (None, format!("{}: {}", e.what, e.why)),
     };
     let batch_max = Limits::default().batch_max;
     let writers: Vec<usize> = args.writers.iter().map(|w| usize::from(*w)).collect();
-    let assumed = front.unwrap_or(Front { serial_us: 0.0, apart_us: 0.0 });
+    let assumed = front.unwrap_or(Front { serial_us: 0.0, apart_us: 0.0, handover_us: 0.0 });
     let window_us = model::good_window_us(assumed, &best.1, &writers, batch_max);
     let raw = made("raw")?;
     let mut rows = Vec::new();
@@ -189,33 +189,40 @@ fn measure(backing: &Path, args: &Args) -> Result<Report> {
     })
 }
 
-/// What a save costs through a real mount, when nobody waits for a flush and nothing is committed meanwhile.
-fn front(data: &Path, mnt: &Path, size: usize) -> Result<Front> {
-    let program =
+/// What a save costs through a real mount besides its flush; `lone_us` is what a batch of one takes here.
+fn front(data: &Path, mnt: &Path, size: usize, lone_us: f64) -> Result<Front> {
+    // The median of three: something else on the machine spoils one.
+    let rate = |writers| -> Result<f64> {
+        let shape = Shape { writers, size, style: Style::Rewrite };
+        let run = |_| load::run(mnt, &shape, Duration::from_millis(400)).map(|s| s.per_s);
+        let mut rates = (0..3).map(run).collect::<std::io::Result<Vec<_>>>().map_err(|e| not_measured(mnt, &e))?;
+        rates.sort_by(f64::total_cmp);
+        Ok(rates[1])
+    };
+    // Nobody waits, and nothing is committed meanwhile. The first run makes the files and warms the code.
+    let at_once = "durability=relaxed,commit_interval_ms=3600000";
+    let (one, many) = mounted(data, mnt, at_once, || rate(MANY).and_then(|_| Ok((rate(1)?, rate(MANY)?))))?;
+    let waiting = mounted(data, mnt, "durability=close", || rate(1))?;
+    Ok(Front::from_rates(one, many, waiting, lone_us))
+}
+
+/// Does something with a mount, and unmounts.
+fn mounted<T>(data: &Path, mnt: &Path, options: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let beside =
         std::env::current_exe().ok().and_then(|me| Some(me.parent()?.join("fsys-mount"))).filter(|p| p.exists());
-    let log = data.with_extension("log");
-    let options = format!("durability=relaxed,commit_interval_ms=3600000,log_file={}", log.display());
-    let mut command = Command::new(program.unwrap_or_else(|| "fsys-mount".into()));
+    let options = format!("{options},log_file={}", data.with_extension("log").display());
+    let mut command = Command::new(beside.unwrap_or_else(|| "fsys-mount".into()));
     let output = command.args(["-o", &options]).args([data, mnt]).output().map_err(|e| not_measured(mnt, &e))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         return Err(not_measured(mnt, &text.lines().map(str::trim).collect::<Vec<_>>().join("; ")));
     }
-    let unmount = || -> Result<()> {
-        let mounts = table::read().map_err(|e| not_measured(mnt, &e))?;
-        match table::at(&mounts, mnt) {
-            Some(mount) => Daemon::of(mount)?.stop(true, Duration::from_secs(90)),
-            None => Ok(()),
-        }
-    };
-    let rate = |writers, ms| {
-        let shape = Shape { writers, size, style: Style::Rewrite };
-        load::run(mnt, &shape, Duration::from_millis(ms)).map(|s| s.per_s).map_err(|e| not_measured(mnt, &e))
-    };
-    // The first makes the files and warms the code.
-    let rates = rate(MANY, 300).and_then(|_| Ok((rate(1, 1000)?, rate(MANY, 1000)?)));
-    unmount()?;
-    rates.map(|(one, many)| Front::from_rates(one, many))
+    let result = run();
+    let mounts = table::read().map_err(|e| not_measured(mnt, &e))?;
+    if let Some(mount) = table::at(&mounts, mnt) {
+        Daemon::of(mount)?.stop(true, Duration::from_secs(90))?;
+    }
+    result
 }
 
 fn config(backing: &Path, fs: &str, method: Method, window_us: u64, rows: &[Row]) -> String {
@@ -266,8 +273,9 @@ fn words(r: &Report, chart: &Chart) -> String {
     put(format!("\na batch as a mount commits it, by its size\n  {}", batch.join(", ")));
     match r.front {
         Some(f) => put(format!(
-            "a save through a mount, without its flush\n  {} for a lone program, at most {} saves/s of many",
+            "a save through a mount, without its flush\n  {} for a lone program, {} more when it waits; at most {} saves/s of many",
             ms(f.serial_us + f.apart_us),
+            ms(f.handover_us),
             figure(1e6 / f.serial_us)
         )),
         None => {

@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 use super::Config;
-use super::keys::{BUILT_IN, LIMITS, is_number};
+use super::keys::{BUILT_IN, LIMITS, POLICY, SERVICE, is_flag, is_number};
 
 /// Keys and what they mean, in lines of a comment. A test sees that none is missing.
-const MEANING: [(&str, &str); 12] = [
+const MEANING: [(&str, &str); 19] = [
     (
         "mode",
         "How the content of a file is written.\n\
@@ -56,6 +56,18 @@ const MEANING: [(&str, &str); 12] = [
     ),
     ("cache_ms", "How long the kernel may keep names and attributes. 0 where others change the backing directory."),
     ("threads", "Threads that serve the kernel's requests. Not set: half of the processors, 1 to 8."),
+    ("slow_commit_ms", "A commit that takes longer is logged, with path, step and the time of the device. 0: none is."),
+    ("log", "Least severe level that is logged: error, warn, info, debug, trace."),
+    ("log_format", "text, json (an object a line), or journald (records with fields)."),
+    ("xattr_policy", "Whether a file may set its own policy: setfattr -n user.fsys.policy -v durability=always FILE"),
+    ("metrics", "Where Prometheus may ask, for example \"127.0.0.1:9469\"; off: only `fsys metrics`."),
+    ("metrics_remote", "Whether that may be an address which other machines reach."),
+    (
+        "transport",
+        "How the kernel's requests come.\n\
+         auto      through io_uring where it can be had, else over /dev/fuse\n\
+         fuser     over /dev/fuse        io-uring  through io_uring, or the mount is refused",
+    ),
 ];
 
 const HEAD: &str = "\
@@ -81,8 +93,13 @@ const RULES: &str = "
 /// The documented file. Values that were set stand in it with their source, the others are commented out.
 pub fn render(config: &Config) -> String {
     let mut text = HEAD.to_owned();
-    for setting in config.settings() {
-        let key = setting.key.as_str();
+    let settings = config.settings();
+    // TOML wants what belongs to no table first.
+    for key in POLICY.into_iter().chain(SERVICE).chain(LIMITS) {
+        let Some(setting) = settings.iter().find(|s| s.key == key) else { continue };
+        if key == SERVICE[0] {
+            text.push_str("\n# ---- the daemon itself ----\n");
+        }
         if key == LIMITS[0] {
             text.push_str("\n# ---- bounds and times ----\n[limits]\n");
         }
@@ -90,7 +107,7 @@ pub fn render(config: &Config) -> String {
             // Writing to a String cannot fail.
             writeln!(text, "# {line}").unwrap_or_default();
         }
-        let value = if is_number(key) { setting.value } else { format!("\"{}\"", setting.value) };
+        let value = quoted(key, &setting.value);
         let line = match setting.source.as_str() {
             // The built-in number of threads differs from machine to machine.
             BUILT_IN if key == "threads" => "# threads = 1".to_owned(),
@@ -105,11 +122,15 @@ pub fn render(config: &Config) -> String {
     for rule in &config.policies.rules {
         writeln!(text, "\n[[rule]]  # {}\nmatch = {:?}", rule.source, rule.glob).unwrap_or_default();
         for (key, value) in rule.values() {
-            let value = if is_number(key) { value } else { format!("\"{value}\"") };
-            writeln!(text, "{key} = {value}").unwrap_or_default();
+            writeln!(text, "{key} = {}", quoted(key, &value)).unwrap_or_default();
         }
     }
     text
+}
+
+/// A value as TOML has it.
+fn quoted(key: &str, value: &str) -> String {
+    if is_number(key) || is_flag(key) { value.to_owned() } else { format!("\"{value}\"") }
 }
 
 fn meaning(key: &str) -> &'static str {
@@ -118,49 +139,45 @@ fn meaning(key: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::keys::POLICY;
-    use super::super::{Config, file};
+    use super::super::{Config, file, keys};
     use super::*;
 
     #[test]
     fn every_key_is_explained_and_the_values_shown_are_valid() {
         let text = render(&Config::default());
-        for key in POLICY.into_iter().chain(LIMITS) {
+        for key in keys::all() {
             assert!(meaning(key).len() > 20, "{key} has no meaning in MEANING");
             assert!(text.contains(&format!("\n# {key} = ")), "{key}: {text}");
         }
-        assert_eq!(MEANING.len(), POLICY.len() + LIMITS.len(), "a key is explained that there is not");
+        assert_eq!(MEANING.len(), keys::all().count(), "a key is explained that there is not");
         // Uncommented, every value is what it was.
-        let values: Vec<_> = text.lines().map(|l| l.strip_prefix("# ").filter(|l| is_value(l)).unwrap_or(l)).collect();
+        let before_rules = text.split("# ---- rules").next().unwrap();
+        let is_value = |line: &&str| keys::all().any(|k| line.starts_with(&format!("{k} = ")));
+        let values: Vec<_> = before_rules.lines().map(|l| l.strip_prefix("# ").filter(is_value).unwrap_or(l)).collect();
         let mut config = Config::default();
         file::parse(&values.join("\n"), "shown", &mut config).unwrap();
-        let same = |c: &Config| {
-            c.settings().into_iter().map(|s| (s.key, s.value)).filter(|s| s.0 != "threads").collect::<Vec<_>>()
+        let plain = |c: &Config| -> Vec<(String, String)> {
+            c.settings().into_iter().map(|s| (s.key, s.value)).filter(|s| s.0 != "threads").collect()
         };
-        assert_eq!(same(&config), same(&Config::default()));
-        assert_eq!(config.sources.len(), POLICY.len() + LIMITS.len());
-    }
-
-    fn is_value(line: &str) -> bool {
-        POLICY.into_iter().chain(LIMITS).any(|k| line.starts_with(&format!("{k} = ")))
-            && !line.contains("\"fsync\"")
-            && !line.contains("\"relaxed\"")
+        assert_eq!(plain(&config), plain(&Config::default()));
+        assert_eq!(config.sources.len(), keys::all().count());
     }
 
     #[test]
     fn what_was_set_is_shown_and_read_back() {
-        let text = "durability = \"fsync\"\n[limits]\nthreads = 3\n[[rule]]\nmatch = \"a\\\"b*\"\nmode = \"in-place\"\nrestage_max_bytes = 7\n";
+        let text = "durability = \"fsync\"\nxattr_policy = true\n[limits]\nthreads = 3\n[[rule]]\nmatch = \"a\\\"b*\"\n\
+                    mode = \"in-place\"\nrestage_max_bytes = 7\n";
         let mut config = Config::default();
         file::parse(text, "/etc/x.toml", &mut config).unwrap();
         let shown = render(&config);
         assert!(
-            shown.contains("threads = 3  # /etc/x.toml:3") && shown.contains("[[rule]]  # /etc/x.toml:4"),
+            shown.contains("threads = 3  # /etc/x.toml:4") && shown.contains("[[rule]]  # /etc/x.toml:5"),
             "{shown}"
         );
         let mut again = Config::default();
         file::parse(&shown, "shown", &mut again).unwrap();
-        assert_eq!(again.policies.base, config.policies.base);
-        assert_eq!(again.limits, config.limits);
+        assert_eq!((again.policies.base, again.limits), (config.policies.base, config.limits));
+        assert_eq!(again.service, config.service);
         assert_eq!(again.policies.rules[0].glob, "a\"b*");
         assert_eq!(again.policies.rules[0].values(), config.policies.rules[0].values());
     }

@@ -115,7 +115,7 @@ pub enum BadGlob {
 
 impl Rule {
     /// A rule that sets nothing yet. `*` does not cross `/`, `**` does; a glob without `/` matches the
-    /// file name in any directory.
+    /// file name in any directory; `{a,b}` is either, and may be empty (`*.db{,-wal}`).
     ///
     /// # Errors
     /// The glob does not parse.
@@ -124,7 +124,8 @@ impl Rule {
             return Err(BadGlob::Large);
         }
         let pattern = if glob.contains('/') { glob.trim_start_matches('/').to_owned() } else { format!("**/{glob}") };
-        let matcher = GlobBuilder::new(&pattern).literal_separator(true).build()?.compile_matcher();
+        let matcher =
+            GlobBuilder::new(&pattern).literal_separator(true).empty_alternates(true).build()?.compile_matcher();
         Ok(Self { glob: glob.to_owned(), matcher: Some(matcher), ..Self::everywhere(source) })
     }
 

@@ -48,17 +48,18 @@ pub fn place(backing: &Path, mountpoint: &Path) -> Result<Place> {
 pub fn device() -> Result<()> {
     let open = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
     open.map(|_| ()).map_err(|e| {
-        let action = match e.kind() {
-            io::ErrorKind::PermissionDenied => "let users open it (mode 0666, as udev sets it up), or mount as root",
-            _ => "load the kernel module (`modprobe fuse`); in a container, pass the device in (--device /dev/fuse)",
+        let (why, action) = match Errno::from_io_error(&e) {
+            Some(Errno::ACCESS) => (
+                format!("{e}: this user may not open it"),
+                "let everybody open it (`chmod 666 /dev/fuse`), or mount as root",
+            ),
+            _ => (
+                e.to_string(),
+                "load the kernel module (`modprobe fuse`); in a container, pass the device in (--device /dev/fuse)",
+            ),
         };
-        Error::new(
-            Exit::System,
-            "cannot mount: /dev/fuse cannot be opened",
-            e,
-            "nothing was mounted, nothing was changed",
-            action,
-        )
+        let what = "cannot mount: /dev/fuse cannot be opened";
+        Error::new(Exit::System, what, why, "nothing was mounted, nothing was changed", action)
     })
 }
 

@@ -1,7 +1,7 @@
 //! A real filesystem of its own for each test, on a loop device over a sparse image in memory.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -109,6 +109,11 @@ impl LoopFs {
         Self::make(kind, size_mb, &[], &[], Some(flush_us))
     }
 
+    /// The same with mount options, too.
+    pub fn slow_with(kind: Kind, size_mb: u64, flush_us: u64, options: &[&str]) -> LoopFs {
+        Self::make(kind, size_mb, &[], options, Some(flush_us))
+    }
+
     /// The same with mount options.
     pub fn with_options(kind: Kind, size_mb: u64, options: &[&str]) -> LoopFs {
         Self::make(kind, size_mb, &[], options, None)
@@ -162,6 +167,16 @@ impl LoopFs {
         let path = self.dir.join(name);
         fs::create_dir(&path).expect("subdirectory");
         path
+    }
+
+    /// Fills it to the last block with a file named `filler`.
+    pub fn fill(&self) {
+        let mut filler = File::create(self.dir.join("filler")).expect("filler");
+        for piece in [1 << 20, 4096] {
+            let bytes = vec![1; piece];
+            while filler.write_all(&bytes).is_ok() {}
+        }
+        filler.sync_all().expect("what was written is there");
     }
 
     /// Device flushes so far, as the block layer counts them (16th column of the device's stat file).
