@@ -418,3 +418,114 @@ fn status_and_get_say_what_is_not_durable_and_drain_makes_it() {
 fn dev(path: &Path) -> u64 {
     rustix::fs::stat(path).unwrap().st_dev
 }
+
+#[test]
+fn a_json_log_is_json_and_a_slow_commit_names_path_step_and_device_time() {
+    if !can_mount("JSON log and slow commits") {
+        return;
+    }
+    let disk = common::LoopFs::slow(common::Kind::Ext4, 300, 50_000);
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let options = format!("log_format=json,slow_commit_ms=20,log_file={}", log.display());
+    let mut mount = Mount::start(&disk.subdir("data"), &options);
+    fs::write(mount.path().join("slow"), "x").unwrap();
+    let lines = || -> Vec<Value> {
+        let text = fs::read_to_string(&log).unwrap();
+        text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+    };
+    let all = lines();
+    let slow = all.iter().find(|l| l["path"] == "slow").unwrap_or_else(|| panic!("{all:#?}"));
+    assert_eq!(slow["level"], "WARN");
+    let number = |key: &str| slow[key].as_u64().unwrap_or_else(|| panic!("{key}: {slow}"));
+    assert!(number("device_ms") >= 50 && number("total_ms") >= number("device_ms"), "{slow}");
+    assert!(["parent sync", "data flush"].contains(&slow["step"].as_str().unwrap()), "{slow}");
+    assert_eq!(number("pid"), u64::from(std::process::id()));
+    assert!(sample(&common::run_text(fsys().arg("metrics").arg(mount.path())), "fsys_slow_commits_total") >= 1.0);
+    // The limit can change, and off is off.
+    common::run(fsys().args(["set", "slow_commit_ms=0"]).arg(mount.path()));
+    fs::write(mount.path().join("quiet"), "x").unwrap();
+    assert!(!lines().iter().any(|l| l["path"] == "quiet"));
+    mount.stop();
+}
+
+#[test]
+fn without_a_journal_the_mount_says_so() {
+    if !can_mount("journald") {
+        return;
+    }
+    let socket = Path::new("/run/systemd/journal/socket");
+    if socket.exists() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Mount::start(dir.path(), "log_format=journald"));
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (data, mnt) = (dir.path().join("data"), dir.path().join("mnt"));
+    fs::create_dir(&data).unwrap();
+    fs::create_dir(&mnt).unwrap();
+    let output =
+        common::mount::fsys_mount().args(["-f", "-o", "log_format=journald"]).args([&data, &mnt]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        err(&output).contains("journal of systemd") && err(&output).contains("log_format=text"),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn top_shows_rates_files_and_the_processes_behind_them() {
+    if !can_mount("top") {
+        return;
+    }
+    let s = Site::new("", "");
+    let (dir, stop) = (s.mount.path().to_owned(), std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&stop);
+        scope.spawn(|| {
+            for i in 0_u64.. {
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    return;
+                }
+                fs::write(dir.join("busy"), "x").unwrap();
+                fs::write(dir.join(format!("rare{i}")), "x").unwrap();
+            }
+        });
+        let json = s.ok(&["top", "--json", "--interval", "1"]);
+        let json: Value = serde_json::from_str(&json).unwrap();
+        assert!(json["commits_per_s"].as_f64().unwrap() > 0.0, "{json}");
+        assert_eq!(json["files"][0]["path"], "busy");
+        let process = &json["processes"][0]["process"];
+        assert_eq!(process["pid"].as_u64(), Some(u64::from(std::process::id())), "{process}");
+        let comm = fs::read_to_string("/proc/self/comm").unwrap();
+        assert_eq!(process["command"].as_str(), Some(comm.trim()));
+        let counted: u64 = json["commit"]["buckets"].as_array().unwrap().iter().map(|b| b[1].as_u64().unwrap()).sum();
+        assert!(counted > 0 && json["slow"][0]["took_us"].as_u64() > Some(0), "{json}");
+        let once = s.ok(&["top", "--once"]);
+        assert!(once.contains("busiest files") && once.contains("busy"), "{once}");
+        assert_eq!(s.fsys(&["top"]).status.code(), Some(1), "no terminal");
+
+        // On a terminal, as script(1) gives one: it draws, q ends it, and the screen is as it was.
+        let typed = dir.parent().unwrap().join(format!("typescript-{}", std::process::id()));
+        let line =
+            format!("stty cols 100 rows 40; {} top --interval 0.2 {}", fsys().get_program().display(), dir.display());
+        let mut script = std::process::Command::new("script");
+        script.args(["-q", "-e", "-f", "-c", &line]).arg(&typed);
+        let mut child = script.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let screen = || String::from_utf8_lossy(&fs::read(&typed).unwrap_or_default()).into_owned();
+        assert!(wait_until(LONG, || screen().contains("busiest processes")), "{}", screen());
+        child.stdin.take().unwrap().write_all(b"q").unwrap();
+        assert!(child.wait().unwrap().success(), "{}", screen());
+        assert!(screen().contains("\u{1b}[?1049h") && screen().contains("\u{1b}[?1049l"), "the alternate screen");
+        fs::remove_file(&typed).unwrap();
+    });
+}
+
+struct StopAtEnd<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}

@@ -16,6 +16,7 @@ pub mod mount;
 mod progress;
 mod recover;
 mod reload;
+mod remount;
 mod set;
 mod status;
 mod top;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Parser};
 
-use super::{EXIT_CODES, Output, finish, parse};
+use super::{EXIT_CODES, Output, finish, parse, remount};
 use crate::config::options::{self, Options};
 use crate::error::{Error, Exit, Result};
 use crate::mount::volume::Launcher;
@@ -36,6 +36,7 @@ Options (-o), later ones win:
   metrics=ADDRESS:PORT           answers Prometheus there; metrics_remote=true allows other than 127.0.0.1
   ro rw allow_other allow_root dev nodev suid nosuid exec noexec atime noatime
   sync                           the same as durability=always
+  remount                        change a mount: its flags, and values that differ from those it was mounted with
 A comma inside a value is written `\\,`. What mount(8) and init systems add (nofail, x-...) is accepted.";
 
 const AFTER_HELP: &str = "Run `fsys-mount --help` for examples, the options and the exit codes.";
@@ -86,7 +87,7 @@ pub(super) struct HelperArgs {
     /// Say what was mounted
     #[arg(short = 'v')]
     verbose: bool,
-    /// Mount name space
+    /// Mount in this name space: a file, or a process id
     #[arg(short = 'N', value_name = "NS")]
     namespace: Option<String>,
     /// Options, separated by commas
@@ -100,7 +101,7 @@ pub(super) struct HelperArgs {
 /// The program `fsys-mount`; `launcher` starts the file system.
 pub fn main(launcher: Launcher) -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let helper = args.first().and_then(|name| Path::new(name).file_name()).is_some_and(|name| name == "mount.fsys");
+    let helper = args.first().and_then(|name| Path::new(name).file_name()).is_some_and(is_helper);
     let request = if helper {
         parse::<HelperArgs>(args).map(|a| (a.verbose, a.request()))
     } else {
@@ -110,12 +111,26 @@ pub fn main(launcher: Launcher) -> ExitCode {
         Ok(request) => request,
         Err(code) => return code,
     };
-    finish("fsys-mount", request.and_then(|r| run(r, verbose, launcher)))
+    let output = request.and_then(|r| run(r, verbose, launcher));
+    // mount(8) knows 16 as a failure of /etc/mtab.
+    let as_mount_8 = |mut e: Error| {
+        e.exit = if helper && e.exit == Exit::Busy { Exit::Mount } else { e.exit };
+        e
+    };
+    finish("fsys-mount", output.map_err(as_mount_8))
+}
+
+/// The names under which mount(8) looks for a helper: that of the type in fstab, and that in the table of mounts.
+fn is_helper(name: &std::ffi::OsStr) -> bool {
+    name == "mount.fsys" || name == "mount.fuse.fsys"
 }
 
 fn run(request: Request, verbose: bool, launcher: Launcher) -> Result<Output> {
     for name in &request.options.unknown {
         eprintln!("fsys-mount: the unknown option `{name}` was ignored");
+    }
+    if request.options.remount {
+        return remount::run(&request, verbose);
     }
     let done = format!("{} is mounted on {}", request.backing.display(), request.mountpoint.display());
     let tell = verbose && !request.fake && !request.foreground;
@@ -128,23 +143,19 @@ impl Args {
         let mut options = understand(&self.options, false)?;
         options.config_file = self.config.or(options.config_file);
         let Self { foreground, backing, mountpoint, .. } = self;
-        Ok(Request { backing, mountpoint, options, foreground, fake: false })
+        Ok(Request { backing, mountpoint, options, foreground, fake: false, namespace: None })
     }
 }
 
 impl HelperArgs {
     fn request(self) -> Result<Request> {
-        if let Some(namespace) = self.namespace {
-            return Err(Error::new(
-                Exit::Usage,
-                format!("cannot mount in the name space {namespace}"),
-                "mount.fsys does not change name spaces",
-                "nothing was mounted",
-                "use `nsenter --mount=... fsys-mount BACKING MOUNTPOINT`",
-            ));
-        }
         let options = understand(&self.options, self.sloppy)?;
-        Ok(Request { backing: self.spec, mountpoint: self.dir, options, foreground: false, fake: self.fake })
+        let namespace = self.namespace.map(|ns| match ns.parse::<u32>() {
+            Ok(pid) => format!("/proc/{pid}/ns/mnt").into(),
+            Err(_) => PathBuf::from(ns),
+        });
+        let Self { spec: backing, dir: mountpoint, fake, .. } = self;
+        Ok(Request { backing, mountpoint, options, foreground: false, fake, namespace })
     }
 }
 
@@ -178,15 +189,17 @@ mod tests {
         assert_eq!((request.backing.as_path(), request.mountpoint.as_path()), (Path::new("/data"), Path::new("/mnt")));
         let strict = HelperArgs::try_parse_from(["mount.fsys", "/data", "/mnt", "-o", "gizmo"]).unwrap();
         assert_eq!(strict.request().unwrap_err().exit, Exit::Usage);
-        let inside = HelperArgs::try_parse_from(["mount.fsys", "/data", "/mnt", "-N", "7"]).unwrap();
-        assert!(inside.request().unwrap_err().action.contains("nsenter"));
+        for (typed, meant) in [("7", "/proc/7/ns/mnt"), ("/run/ns", "/run/ns")] {
+            let inside = HelperArgs::try_parse_from(["mount.fsys", "/data", "/mnt", "-N", typed]).unwrap();
+            assert_eq!(inside.request().unwrap().namespace.as_deref(), Some(Path::new(meant)));
+        }
     }
 
     #[test]
     fn several_lists_are_one_and_the_flag_names_the_file() {
         let line = ["fsys-mount", "-f", "-o", "ro,config=a", "-o", "threads=3", "--config", "b", "x", "y"];
         let request = Args::try_parse_from(line).unwrap().request().unwrap();
-        assert!(request.foreground && request.options.fuse.read_only);
+        assert!(request.foreground && request.options.fuse.read_only == Some(true));
         assert_eq!(request.options.config_file.as_deref(), Some(Path::new("b")));
         assert_eq!(request.options.settings, [("threads".to_owned(), "3".to_owned())]);
     }

@@ -14,7 +14,7 @@ use crate::error::{Error, Exit, Result};
 pub const COMMAND_LINE: &str = "command line";
 
 /// Options for init systems and mount(8) itself, or that are always on; they change nothing here.
-const IGNORED: [&str; 13] = [
+const IGNORED: [&str; 20] = [
     "auto",
     "noauto",
     "users",
@@ -27,9 +27,17 @@ const IGNORED: [&str; 13] = [
     "async",
     "default_permissions",
     "nodiratime",
+    "diratime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
     "lazytime",
+    "nolazytime",
+    "silent",
+    "loud",
 ];
-const FLAGS: [&str; 15] = [
+const FLAGS: [&str; 16] = [
+    "remount",
     "ro",
     "rw",
     "allow_other",
@@ -92,8 +100,8 @@ pub enum Access {
 /// What the mount itself is told; plain data, free of any FUSE library. `None`: not typed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FuseOptions {
-    /// `ro`.
-    pub read_only: bool,
+    /// `ro`, `rw`.
+    pub read_only: Option<bool>,
     /// `allow_other`, `allow_root`.
     pub access: Access,
     /// `fsname=`: the source that mount(8) shows; the backing directory when not typed.
@@ -121,6 +129,8 @@ pub struct Options {
     pub fuse: FuseOptions,
     /// `log_file=`.
     pub log_file: Option<PathBuf>,
+    /// `remount`: change a mount that is there.
+    pub remount: bool,
     /// Options that nobody knows and that `sloppy` let pass.
     pub unknown: Vec<String>,
 }
@@ -146,7 +156,7 @@ impl Options {
     fn take(&mut self, word: &Word) -> Result<(), Problem> {
         let name = word.name.as_str();
         // mount(8) adds `user=NAME` when a user mounts.
-        if name.starts_with("x-") || matches!(name, "comment" | "user") {
+        if name.starts_with("x-") || name.starts_with("X-") || matches!(name, "comment" | "user") {
             return Ok(());
         }
         match &word.value {
@@ -168,8 +178,8 @@ impl Options {
     fn flag(&mut self, name: &str) {
         let fuse = &mut self.fuse;
         match name {
-            "ro" => fuse.read_only = true,
-            "rw" => fuse.read_only = false,
+            "ro" | "rw" => fuse.read_only = Some(name == "ro"),
+            "remount" => self.remount = true,
             "allow_other" => fuse.access = Access::Everyone,
             "allow_root" => fuse.access = Access::Root,
             "dev" | "nodev" => fuse.dev = Some(name == "dev"),
@@ -277,10 +287,11 @@ mod tests {
         let o =
             read("defaults,nofail,_netdev,noauto,users,user=bob,x-systemd.automount,ro,allow_other,nodev,suid,noatime")
                 .unwrap();
-        assert!(o.fuse.read_only && o.settings.is_empty());
+        assert!(o.fuse.read_only == Some(true) && o.settings.is_empty() && !o.remount);
         assert_eq!((o.fuse.dev, o.fuse.suid, o.fuse.atime), (Some(false), Some(true), Some(false)));
         assert_eq!((o.fuse.access, o.fuse.exec), (Access::Everyone, None));
-        assert!(!read("ro,rw").unwrap().fuse.read_only);
+        assert_eq!(read("ro,rw").unwrap().fuse.read_only, Some(false));
+        assert!(read("remount,X-mount.mkdir").unwrap().remount);
     }
 
     #[test]

@@ -57,6 +57,11 @@ pub enum Request {
         /// For the paths that match.
         glob: Option<String>,
     },
+    /// `mount -o remount`: change the values that differ from those that the mount was made with.
+    Remount {
+        /// Names and values, all that stand in fstab among them.
+        values: Vec<(String, String)>,
+    },
     /// Take changes back, all or none.
     Unset {
         /// Names of the values; empty: every change.
@@ -105,7 +110,7 @@ pub enum Answer {
     Metrics(String),
     /// To [`Request::Sample`].
     Sample(Box<Sample>),
-    /// To [`Request::Set`], [`Request::Unset`], [`Request::Changes`].
+    /// To [`Request::Set`], [`Request::Remount`], [`Request::Unset`], [`Request::Changes`].
     Config(Box<ConfigState>),
     /// To [`Request::Reload`].
     Reloaded(Reloaded),
@@ -323,6 +328,7 @@ fn handle(request: Request, live: &Live, by: &str, stream: &UnixStream) -> Answe
         Request::Metrics => Answer::Metrics(live.metrics()),
         Request::Sample => Answer::Sample(Box::new(live.sample())),
         Request::Set { values, glob } => config(live.set(&values, glob.as_deref(), by)),
+        Request::Remount { values } => config(live.remount(&values, by)),
         Request::Unset { keys, glob } => config(live.unset(&keys, glob.as_deref(), by)),
         Request::Changes => config(Ok(())),
         Request::Reload => live.reload(by).map_or_else(Answer::Error, Answer::Reloaded),

@@ -119,7 +119,7 @@ fn mount_options(o: &FuseOptions, root: &Path, backing: StatVfsMountFlags) -> Op
             Access::Unset if as_root => mounting::Access::All,
             Access::Unset => mounting::Access::Owner,
         },
-        read_only: o.read_only,
+        read_only: o.read_only == Some(true),
         dev: as_backing(o.dev, StatVfsMountFlags::NODEV),
         suid: as_backing(o.suid, StatVfsMountFlags::NOSUID),
         exec: as_backing(o.exec, StatVfsMountFlags::NOEXEC),

@@ -114,6 +114,18 @@ impl Live {
         Ok(())
     }
 
+    /// Makes those changes that differ from what the mount was made with; an equal one is no wish to change anything,
+    /// since mount(8) gives all options of the fstab line.
+    ///
+    /// # Errors
+    /// As [`Live::set`].
+    pub fn remount(&self, values: &[(String, String)], by: &str) -> Result<()> {
+        let made = self.state.lock().loaded.settings();
+        let same = |key: &str, value: &str| made.iter().any(|s| s.key == key && s.value == value);
+        let differ: Vec<_> = values.iter().filter(|(k, v)| !same(k, v)).cloned().collect();
+        if differ.is_empty() { Ok(()) } else { self.set(&differ, None, by) }
+    }
+
     /// Takes changes back, all or none; every change there is when `keys` is empty.
     ///
     /// # Errors
@@ -302,6 +314,22 @@ mod tests {
         assert!(live.unset(&["durability".into()], None, "test").is_err());
         live.unset(&[], None, "test").unwrap();
         assert!(live.state().changes.is_empty());
+    }
+
+    #[test]
+    fn a_remount_leaves_alone_what_is_as_it_was_mounted() {
+        let (_dir, live) = live("durability = \"fsync\"\n[limits]\nthreads = 2\n");
+        let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
+        live.set(&[pair("durability", "always")], None, "test").unwrap();
+        live.remount(&[pair("durability", "fsync"), pair("threads", "2")], "test").unwrap();
+        assert_eq!(
+            effective(&live).policies.base.durability,
+            Durability::Always,
+            "changed at run time, as mounted in fstab"
+        );
+        live.remount(&[pair("durability", "relaxed")], "test").unwrap();
+        assert_eq!(effective(&live).policies.base.durability, Durability::Relaxed);
+        assert!(live.remount(&[pair("threads", "3")], "test").unwrap_err().why.contains("when mounting only"));
     }
 
     #[test]

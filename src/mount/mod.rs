@@ -18,6 +18,7 @@ pub mod table;
 pub mod unmount;
 pub mod volume;
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use rustix::process::Resource;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -63,6 +65,8 @@ pub struct Request {
     pub foreground: bool,
     /// Check everything, mount nothing (`mount --fake`).
     pub fake: bool,
+    /// Mount in this name space (`mount -N`); paths are looked up there, but for the configuration file and the log.
+    pub namespace: Option<PathBuf>,
 }
 
 /// Something that the life cycle waits for.
@@ -92,6 +96,7 @@ pub fn run(mut request: Request, launcher: Launcher) -> Result<Exit> {
     }
     let config = request.options.config()?;
     if request.fake {
+        enter(request.namespace.as_deref())?;
         return check::place(&request.backing, &request.mountpoint).map(|_| Exit::Ok);
     }
     let log_file = log::path(&request.options, &request.mountpoint);
@@ -115,7 +120,18 @@ pub fn run(mut request: Request, launcher: Launcher) -> Result<Exit> {
     }
 }
 
+/// Enters a mount name space. Only while there is one thread: each has its own.
+fn enter(namespace: Option<&Path>) -> Result<()> {
+    let Some(path) = namespace else { return Ok(()) };
+    let enter = || {
+        let file = std::fs::File::open(path)?;
+        Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Mount))?)
+    };
+    enter().map_err(|e: std::io::Error| system(&format!("cannot enter the mount name space {}", path.display()), e))
+}
+
 fn serve(request: &Request, config: Config, launcher: Launcher, starter: &mut Starter) -> Result<Exit> {
+    enter(request.namespace.as_deref())?;
     let place = check::place(&request.backing, &request.mountpoint)?;
     place.notes.iter().for_each(|n| starter.note(n));
     doctor::concerns(&place.backing).iter().for_each(|f| starter.note(&f.note()));
