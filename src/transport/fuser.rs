@@ -16,6 +16,7 @@ use fuser::{
 };
 use rustix::fs::{FileType as Kind, Stat};
 
+use super::contained::Contained;
 use super::device::MAX_WRITE;
 use super::dispatch::{decode_dev, encode_dev};
 use super::mounting::{self, Access, Options};
@@ -83,7 +84,7 @@ impl Mounted {
             Access::RootAndOwner => SessionACL::RootAndOwner,
             Access::Owner => SessionACL::Owner,
         };
-        let session = fuser::Session::from_fd(Adapter { fs: fs.clone() }, fd, acl, config)?;
+        let session = fuser::Session::from_fd(Contained(Adapter { fs: fs.clone() }), fd, acl, config)?;
         let tell = session.notifier();
         let session = session.spawn()?;
         let me = fs.clone();
