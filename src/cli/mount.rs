@@ -28,7 +28,7 @@ Options (-o), later ones win:
   window_us=N batch_max=N queue_max=N commit_interval_ms=N pending_max=N
   staging_max_bytes=N cache_ms=N threads=N slow_commit_ms=N    bounds and times
   transport=auto|fuser|io-uring  how the kernel's requests come: over /dev/fuse, or through io_uring
-                                 (faster; needs /sys/module/fuse/parameters/enable_uring=Y); `fsys status` says which
+                                 (less work, needs /sys/module/fuse/parameters/enable_uring=Y); `fsys status` says which
   config=FILE  log=error|warn|info|debug|trace  log_format=text|json|journald  log_file=FILE  fsname=NAME
   xattr_policy=true|false        files may set their own policy by the xattr user.fsys.policy
   metrics=ADDRESS:PORT           answers Prometheus there; metrics_remote=true allows other than 127.0.0.1
