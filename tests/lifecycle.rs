@@ -43,9 +43,10 @@ impl Place {
         command
     }
 
-    /// The log goes where the rest goes at the end of the test.
+    /// The log goes where the rest goes at the end of the test; the transport is that of the run.
     fn log(&self) -> String {
-        format!("log_file={}", self.mnt.with_extension("log").display())
+        let transport = std::env::var("FSYS_TEST_TRANSPORT").unwrap_or_else(|_| "auto".into());
+        format!("log_file={},transport={transport}", self.mnt.with_extension("log").display())
     }
 
     fn mount(&self) -> Output {
@@ -166,7 +167,8 @@ fn a_killed_daemon_is_recovered_by_mounting_again() {
     p.mount_ok();
     p.signal(Signal::KILL).wait(LONG).unwrap();
     // Not stat: the kernel may still know the attributes.
-    assert_eq!(fs::read_dir(&p.mnt).unwrap_err().raw_os_error(), Some(107));
+    let code = fs::read_dir(&p.mnt).unwrap_err().raw_os_error();
+    assert!(matches!(code, Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED)), "{code:?}");
     let status = fsys(&["status", text(&p.mnt)]);
     assert!(status.status.code() == Some(2) && err(&status).contains("mount again"), "{}", err(&status));
     let stage = p.backing.join(".fsys/staging/00000000000000ff.stage");
@@ -238,4 +240,33 @@ fn the_form_of_mount_8_mounts() {
     assert!(real.status.success() && out(&real).contains("is mounted on"), "{}", err(&real));
     assert!(p.is_mounted() && p.umount(&[]).status.success());
     assert_eq!(helper(&["-o", "gizmo"]).status.code(), Some(1));
+}
+
+/// `auto` takes io_uring where the kernel allows it and says why where not; by name it is that or nothing.
+#[test]
+fn the_transport_is_what_was_asked_for() {
+    let Some(p) = Place::new() else { return };
+    let allowed = fs::read_to_string("/sys/module/fuse/parameters/enable_uring").is_ok_and(|s| s.trim() == "Y");
+    let transport = |name: &str| {
+        // Behind the run's own, so that it wins.
+        let mounted = p.command(&[]).args(["-o", &format!("transport={name}")]).output().unwrap();
+        if !mounted.status.success() {
+            return Err((mounted.status.code(), err(&mounted)));
+        }
+        let json = fsys(&["status", "--json", text(&p.mnt)]);
+        let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+        assert!(p.umount(&[]).status.success());
+        Ok(json["transport"].as_str().unwrap().to_owned())
+    };
+    let fuser = transport("fuser").unwrap();
+    assert!(fuser.starts_with("fuser, ") && !fuser.contains("io-uring"), "{fuser}");
+    let auto = transport("auto").unwrap();
+    if allowed {
+        assert!(auto.starts_with("io-uring, ") && transport("io-uring").unwrap() == auto, "{auto}");
+        return;
+    }
+    assert!(auto.starts_with("fuser, ") && auto.contains("; no io-uring: "), "{auto}");
+    let (code, said) = transport("io-uring").unwrap_err();
+    assert!(code == Some(32) && said.contains("transport=auto"), "{code:?} {said}");
+    assert!(!p.is_mounted(), "refused, so nothing is left");
 }

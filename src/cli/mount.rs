@@ -30,7 +30,7 @@ Options (-o), later ones win:
   passthrough=auto|off           the kernel serves files of mode in-place itself
   watch_backing=auto|off         changes by others in BACKING are told to the kernel, which keeps more
   transport=auto|fuser|io-uring  how the kernel's requests come: over /dev/fuse, or through io_uring
-                                 (faster; needs /sys/module/fuse/parameters/enable_uring=Y); `fsys status` says which
+                                 (less work, needs /sys/module/fuse/parameters/enable_uring=Y); `fsys status` says which
   config=FILE  log=error|warn|info|debug|trace  log_format=text|json|journald  log_file=FILE  fsname=NAME
   xattr_policy=true|false        files may set their own policy by the xattr user.fsys.policy
   metrics=ADDRESS:PORT           answers Prometheus there; metrics_remote=true allows other than 127.0.0.1

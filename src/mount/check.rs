@@ -86,9 +86,9 @@ pub fn final_path(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// The answers of a FUSE mount whose daemon is gone.
+/// The answers of a FUSE mount whose daemon is gone; ECANCELED while the kernel takes its io_uring apart.
 pub fn is_dead(e: &io::Error) -> bool {
-    matches!(Errno::from_io_error(e), Some(Errno::NOTCONN | Errno::CONNABORTED))
+    matches!(Errno::from_io_error(e), Some(Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED))
 }
 
 /// Asks the file system at `path`. By statfs(2), since attributes may come from the kernel's cache, for a while even

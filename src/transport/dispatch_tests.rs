@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use super::*;
-use crate::backend::Backing;
+use crate::backend::{Backing, Call as BackingCall, Gate, Verdict};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::engine::layout::Layout;
@@ -31,10 +31,14 @@ impl Post for Chan {
 }
 
 fn rig() -> Rig {
+    rig_with(None)
+}
+
+fn rig_with(gate: Option<Arc<dyn Gate>>) -> Rig {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let layout = Layout::open(dir.path()).unwrap();
     let own = |fd: BorrowedFd<'_>| -> OwnedFd { fd.try_clone_to_owned().unwrap() };
-    let backing = Backing::open(own(layout.root()), own(layout.staging()), own(layout.failed()), None).unwrap();
+    let backing = Backing::open(own(layout.root()), own(layout.staging()), own(layout.failed()), gate).unwrap();
     let fs = Fs::new(Engine::start(backing, Config::default()).unwrap()).unwrap();
     let (tx, answers) = channel();
     Rig { fs, post: Arc::new(Chan(tx)), answers, dir, _layout: layout }
@@ -319,6 +323,35 @@ fn strangers_are_refused_under_allow_root() {
     assert!(ask(0, op::GETATTR).is_ok() && ask(1000, op::GETATTR).is_ok());
     assert_eq!(ask(1001, op::GETATTR).unwrap_err(), Errno::ACCESS);
     assert_ne!(ask(1001, op::READ).unwrap_err(), Errno::ACCESS, "sent for nobody, too");
+}
+
+/// Panics in every call once it is armed.
+struct Panics(std::sync::atomic::AtomicBool);
+
+impl Gate for Panics {
+    fn before(&self, _: BackingCall) -> Verdict {
+        assert!(!self.0.load(std::sync::atomic::Ordering::Relaxed), "injected by the test");
+        Verdict::Go
+    }
+}
+
+#[test]
+fn a_panic_is_the_failure_of_its_request_alone() {
+    let gate = Arc::new(Panics(false.into()));
+    let r = rig_with(Some(gate.clone()));
+    let (e, _) = r.create("a");
+    let attempts = || {
+        [
+            r.ask(op::LOOKUP, ROOT, &NONE, &z("b")).unwrap_err(),
+            r.ask(op::MKDIR, ROOT, &abi::MkdirIn { mode: 0o755, umask: 0 }, &z("a")).unwrap_err(),
+            r.ask(op::UNLINK, ROOT, &NONE, &z("none")).unwrap_err(),
+        ]
+    };
+    gate.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(attempts().contains(&Errno::IO));
+    gate.0.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(attempts(), [Errno::NOENT, Errno::EXIST, Errno::NOENT]);
+    r.ask(op::GETATTR, e.nodeid, &abi::GetattrIn::default(), &[]).unwrap();
 }
 
 /// A reply that a panic drops answers, and answers once.

@@ -16,6 +16,7 @@ use fuser::{
 };
 use rustix::fs::{FileType as Kind, Stat};
 
+use super::contained::Contained;
 use super::device::MAX_WRITE;
 use super::dispatch::{decode_dev, encode_dev};
 use super::mounting::{self, Access, Options};
@@ -85,7 +86,7 @@ impl Mounted {
             Access::RootAndOwner => SessionACL::RootAndOwner,
             Access::Owner => SessionACL::Owner,
         };
-        let session = fuser::Session::from_fd(Adapter { fs: fs.clone() }, fd, acl, config)?;
+        let session = fuser::Session::from_fd(Contained(Adapter { fs: fs.clone() }), fd, acl, config)?;
         let tell = session.notifier();
         let device = Device(session.as_fd().try_clone_to_owned()?);
         let session = session.spawn()?;

@@ -6,6 +6,7 @@
 //! whole.
 
 mod abi;
+mod contained;
 mod device;
 mod dispatch;
 pub mod fuser;
@@ -22,6 +23,7 @@ use crate::config::service::Transport;
 use crate::fs::Fs;
 use mounting::Options;
 use session::Refusal;
+pub use uring::available as uring_available;
 
 /// A mounted session over either transport.
 pub enum Mounted {

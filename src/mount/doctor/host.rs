@@ -148,13 +148,9 @@ fn request_timeout() -> Finding {
 
 fn transport() -> Finding {
     let check = "requests";
-    match text_in("/sys/module/fuse/parameters/enable_uring").as_deref() {
-        Some("Y") => Finding::ok(check, "transport=auto takes io_uring (enable_uring=Y)"),
-        Some(_) => Finding::ok(
-            check,
-            "over /dev/fuse; io_uring is faster and switched off: echo Y > /sys/module/fuse/parameters/enable_uring",
-        ),
-        None => Finding::ok(check, "over /dev/fuse; this kernel has no FUSE over io_uring"),
+    match crate::transport::uring_available() {
+        Ok(()) => Finding::ok(check, "through io_uring, unless transport=fuser is set"),
+        Err(why) => Finding::ok(check, format!("by /dev/fuse, not io_uring: {why}")),
     }
 }
 
