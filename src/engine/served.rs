@@ -4,7 +4,8 @@
 //! Whoever serves a file's first open descriptor serves all of them until the last is released; so a file whose
 //! descriptors the kernel serves is never staged. fsync, close, truncation and allocation still come here. What the
 //! kernel wrote is found by the change time, which every write moves before it begins: a close flushes when it moved
-//! since the open, the ticker when it moved of late, an fsync and a drain always.
+//! since the open, the ticker when it moved of late, an fsync and a drain always. Who wrote is not known: a close by a
+//! process that only inherited the descriptor, a child at its exec, flushes like the writer's own.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

@@ -188,7 +188,7 @@ pub fn keep_needed_capabilities() -> Result<(), Errno> {
 /// come back, `CAP_FSETID` and `CAP_CHOWN` do not: the kernel then clears S_ISGID as it would for the caller.
 fn raise_kept() {
     // What cannot be raised is missed by the call that needs it, which says so.
-    drop(effective(|e, permitted| e | (KEPT & permitted)));
+    let _ = effective(|e, permitted| e | (KEPT & permitted));
 }
 
 /// Runs `f` without `CAP_FSETID` in force on this thread: what keeps this thread's credentials (a file registered for

@@ -19,10 +19,17 @@ struct Raw {
 }
 
 /// An owned file handle.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FileHandle {
     kind: i32,
     data: Box<[u8]>,
+}
+
+impl FileHandle {
+    /// From type and bytes, as the kernel gives them.
+    pub fn from_parts(kind: i32, data: &[u8]) -> Self {
+        Self { kind, data: data.into() }
+    }
 }
 
 /// The handle of the inode that `fd` (also an `O_PATH` one) refers to.
