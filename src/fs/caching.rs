@@ -5,6 +5,7 @@
 //! who change the backing directory directly: the watch tells of them at once, without it they are seen within
 //! `cache_ms`, and content at the next open.
 
+use std::num::NonZeroI32;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,7 +45,7 @@ pub enum IoMode {
     /// The backing file, registered under this number.
     Passthrough {
         /// Its number.
-        backing: i32,
+        backing: NonZeroI32,
         /// Reads and writes come here all the same, where each write is a commit point or can cost the file its
         /// set-user-ID; maps do not.
         writes_here: bool,
@@ -81,7 +82,7 @@ impl Opened {
     }
 
     /// The number of the backing file, in passthrough.
-    pub fn backing(&self) -> Option<i32> {
+    pub fn backing(&self) -> Option<NonZeroI32> {
         match self.io {
             IoMode::Passthrough { backing, .. } => Some(backing),
             IoMode::Cached { .. } | IoMode::Directory { .. } => None,
@@ -92,9 +93,9 @@ impl Opened {
 /// How backing files are registered with the kernel; every transport has it from its descriptor of /dev/fuse.
 pub trait Passthrough: Send + Sync {
     /// Registers a regular file and gives its number.
-    fn register(&self, file: BorrowedFd<'_>) -> Result<i32, Errno>;
+    fn register(&self, file: BorrowedFd<'_>) -> Result<NonZeroI32, Errno>;
     /// Takes it back.
-    fn unregister(&self, id: i32) -> Result<(), Errno>;
+    fn unregister(&self, id: NonZeroI32) -> Result<(), Errno>;
 }
 
 /// Whether the kernel can serve files itself, and how.
@@ -150,7 +151,7 @@ impl Fs {
     }
 
     /// Registers a backing file; a failure is counted, and the file is served from here.
-    pub(super) fn register(&self, file: BorrowedFd<'_>) -> Option<i32> {
+    pub(super) fn register(&self, file: BorrowedFd<'_>) -> Option<NonZeroI32> {
         let slot = self.kernel.with.read();
         let id = slot.as_ref().and_then(|with| match with.register(file) {
             Ok(id) => Some(id),
@@ -166,7 +167,7 @@ impl Fs {
     }
 
     /// The last descriptor that the kernel served is released.
-    pub(super) fn unregister(&self, id: i32) {
+    pub(super) fn unregister(&self, id: NonZeroI32) {
         if let Some(with) = self.kernel.with.read().as_ref()
             && let Err(e) = with.unregister(id)
         {
