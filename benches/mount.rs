@@ -6,7 +6,6 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
-mod ops;
 
 use std::path::{Path, PathBuf};
 
@@ -37,9 +36,6 @@ struct Args {
     /// Transports, each with a mount of its own, compared in the same rounds
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     transport: Vec<String>,
-    /// Measure single operations of one program instead of durable saves
-    #[arg(long)]
-    ops: bool,
     /// Devices: `plain`, or the time that a flush takes, in microseconds
     #[arg(long, value_delimiter = ',', default_value = "plain,1000")]
     device: Vec<String>,
@@ -97,12 +93,6 @@ fn bench(kind: Kind, device: &str, args: &Args) -> u32 {
         .iter()
         .map(|t| (t.as_str(), Mount::start(&fs.subdir(&format!("data-{t}")), &options(args, t))))
         .collect();
-    if args.ops {
-        println!("\n### {}, {device}, one program, {} rounds\n", kind.name(), args.rounds);
-        let places: Vec<(&str, &Path)> = mounts.iter().map(|(t, m)| (*t, m.path())).collect();
-        ops::table(&raw, &places, args.rounds);
-        return 0;
-    }
     println!("\n### {}, {device}, {} bytes, {} rounds of {} s\n", kind.name(), args.size, args.rounds, args.seconds);
     println!("| writers | variant | saves/s | ratio to raw (min-max) | flushes per save | p50 us | p99 us | bar |");
     println!("|---|---|---|---|---|---|---|---|");

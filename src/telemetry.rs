@@ -70,6 +70,12 @@ counters! {
     passthrough_opens,
     /// Files that it could have served by policy, and did not.
     passthrough_fallbacks,
+    /// Changes behind the mount that the watch told of.
+    outside_changes,
+    /// Directories that could not be watched: names in them are kept for `cache_ms`.
+    unwatched_dirs,
+    /// Times that the watch lost events, and all caches were taken back.
+    watch_overflows,
     /// Panics contained in an operation.
     panics,
     /// Writes refused with ENOSPC at the bound on staged bytes.
@@ -267,6 +273,9 @@ pub struct Status {
     /// Why the kernel serves no file itself; empty when it serves those that are always written in place.
     #[serde(default)]
     pub no_passthrough: String,
+    /// Why nobody tells of changes behind the mount; empty when the backing directory is watched.
+    #[serde(default)]
+    pub no_watch: String,
     /// Counters.
     pub counters: CounterValues,
     /// Failed versions, newest last, at most 100.

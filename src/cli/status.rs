@@ -69,6 +69,7 @@ fn words(s: &Status) -> String {
         row("errors", errors(s)),
         row("fallbacks", format!("{} went on in place, {} O_DIRECT", c.in_place_fallbacks, c.direct_fallbacks)),
         row("passthrough", passthrough(s)),
+        row("watch", watch(s)),
         row("open", format!("{} handle(s), {} inode(s) known", s.handles, s.inodes)),
     ];
     let shown = &s.uncommitted[..s.uncommitted.len().min(SHOWN)];
@@ -88,6 +89,17 @@ fn passthrough(s: &Status) -> String {
     let (opens, fallbacks) = (s.counters.passthrough_opens, s.counters.passthrough_fallbacks);
     match s.no_passthrough.as_str() {
         "" => format!("{opens} open(s) of files in place, {fallbacks} fallback(s)"),
+        why => format!("off: {why}"),
+    }
+}
+
+fn watch(s: &Status) -> String {
+    let c = &s.counters;
+    match s.no_watch.as_str() {
+        "" => format!(
+            "{} change(s) by others, {} directories not watched, {} overflow(s)",
+            c.outside_changes, c.unwatched_dirs, c.watch_overflows
+        ),
         why => format!("off: {why}"),
     }
 }

@@ -1,5 +1,6 @@
 //! From a program's close or fsync to a ticket, and from the dispatcher's result back to the file's state.
 
+use std::num::NonZeroI32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -89,7 +90,7 @@ impl Engine {
     /// The last close of a descriptor (FUSE RELEASE; nobody waits for it). Commits a version that stayed empty, and
     /// what came through a memory map. Gives the number that the file was registered with the kernel under when nothing
     /// needs that any more.
-    pub fn release(self: &Arc<Self>, h: &Handle) -> Option<i32> {
+    pub fn release(self: &Arc<Self>, h: &Handle) -> Option<NonZeroI32> {
         let mut st = h.file.state.write();
         self.forget_unseen(h, &mut st);
         // Not committed by a close: written through a memory map, or its last copy was closed by another process.

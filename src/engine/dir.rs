@@ -4,8 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::fs::Stat;
@@ -58,6 +58,17 @@ fn times_of(st: &Stat) -> Times {
     [(st.st_mtime, st.st_mtime_nsec as i64), (st.st_ctime, st.st_ctime_nsec as i64)]
 }
 
+/// How changes by others, behind the mount, come to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// At once: the directory is watched.
+    AtOnce,
+    /// Not at all: what is kept of it must expire.
+    Never,
+    /// Not even changes through the mount: names that are spelled differently are the same (`chattr +F`).
+    Folded,
+}
+
 /// One directory.
 #[derive(Debug)]
 pub struct Dir {
@@ -78,6 +89,8 @@ pub struct Dir {
     pub owed: AtomicU64,
     /// How many there ever were.
     pub owed_ever: AtomicU64,
+    /// For the layer above: found out when a name in it is looked at first.
+    pub told: OnceLock<Told>,
     shown: Mutex<Option<Shown>>,
     /// The error of an acknowledged save that failed with nobody waiting: told once, by the next fsync of the directory.
     pub lost: Mutex<Option<Errno>>,
@@ -103,6 +116,7 @@ impl Dir {
             published: AtomicU64::new(0),
             owed: AtomicU64::new(0),
             owed_ever: AtomicU64::new(0),
+            told: OnceLock::new(),
             shown: Mutex::new(None),
             lost: Mutex::new(None),
             fd: Mutex::new(None),

@@ -1,6 +1,7 @@
 //! A regular file: its committed version, its staged one, its names; and a descriptor on it.
 
 use std::ffi::OsStr;
+use std::num::NonZeroI32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -140,7 +141,7 @@ pub struct State {
     pub writers: u32,
     /// The kernel serves all open descriptors from the backing file itself, registered with it under this number. `None`
     /// with descriptors open: all of them are served here. The two do not mix (fs/fuse/iomode.c answers EIO).
-    pub kernel: Option<i32>,
+    pub kernel: Option<NonZeroI32>,
     /// Descriptors that may write and are served by the kernel.
     pub unseen: u32,
     /// Descriptors that wrote and were not closed or synced since.
@@ -333,7 +334,7 @@ pub struct Handle {
     /// Writes through it go to a staged version: it created or truncated the file, or the policy says so.
     pub replace: AtomicBool,
     /// The kernel serves it from the backing file that has this number ([`State::kernel`]).
-    pub kernel: Option<i32>,
+    pub kernel: Option<NonZeroI32>,
     /// Change time of the file at the open, nanoseconds since 1970; 0: too recent to tell a later change by.
     pub opened_ns: i64,
     /// Wrote since its last close or fsync.

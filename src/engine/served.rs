@@ -4,8 +4,10 @@
 //! Whoever serves a file's first open descriptor serves all of them until the last is released; so a file whose
 //! descriptors the kernel serves is never staged. fsync, close, truncation and allocation still come here. What the
 //! kernel wrote is found by the change time, which every write moves before it begins: a close flushes when it moved
-//! since the open, the ticker when it moved of late, an fsync and a drain always.
+//! since the open, the ticker when it moved of late, an fsync and a drain always. Who wrote is not known: a close by a
+//! process that only inherited the descriptor, a child at its exec, flushes like the writer's own.
 
+use std::num::NonZeroI32;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +19,7 @@ use super::file::{File, Handle, State, Version};
 use super::state::Phase;
 
 /// Registers a backing file with the kernel and gives its number there; `None` when that is not possible.
-pub type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> Option<i32>;
+pub type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> Option<NonZeroI32>;
 
 /// A write within this time, in nanoseconds, of another can leave the same change time: the clock that file systems
 /// read ticks at least 100 times a second.
@@ -36,7 +38,7 @@ fn now_ns() -> i64 {
 
 impl Engine {
     /// Who serves the next descriptor: whoever serves those that are open, else the kernel where it can.
-    pub(super) fn server(st: &State, register: Option<Register<'_>>) -> Option<i32> {
+    pub(super) fn server(st: &State, register: Option<Register<'_>>) -> Option<NonZeroI32> {
         if st.opens > 0 {
             return st.kernel;
         }

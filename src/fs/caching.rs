@@ -5,7 +5,8 @@
 //! who change the backing directory directly: the watch tells of them at once, without it they are seen within
 //! `cache_ms`, and content at the next open.
 
-use std::os::fd::BorrowedFd;
+use std::num::NonZeroI32;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,10 +15,15 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::Stat;
 use rustix::io::Errno;
 
-use super::{Fs, Kind, Node};
+use super::{Attr, Entry, Fs, Kind, Node};
 use crate::config::policy::{Policy, WriteMode};
+use crate::engine::dir::{Dir, Told};
 use crate::engine::file::{File, Handle};
 use crate::telemetry::Counters;
+
+/// The kernel may keep that a name is missing for at most this long: such a name is known to nobody here, so it is left
+/// out when everything has to be taken back.
+const ABSENT_TTL: Duration = Duration::from_secs(10);
 
 /// `FOPEN_*` of linux/fuse.h.
 mod fopen {
@@ -39,7 +45,7 @@ pub enum IoMode {
     /// The backing file, registered under this number.
     Passthrough {
         /// Its number.
-        backing: i32,
+        backing: NonZeroI32,
         /// Reads and writes come here all the same, where each write is a commit point or can cost the file its
         /// set-user-ID; maps do not.
         writes_here: bool,
@@ -76,7 +82,7 @@ impl Opened {
     }
 
     /// The number of the backing file, in passthrough.
-    pub fn backing(&self) -> Option<i32> {
+    pub fn backing(&self) -> Option<NonZeroI32> {
         match self.io {
             IoMode::Passthrough { backing, .. } => Some(backing),
             IoMode::Cached { .. } | IoMode::Directory { .. } => None,
@@ -87,9 +93,9 @@ impl Opened {
 /// How backing files are registered with the kernel; every transport has it from its descriptor of /dev/fuse.
 pub trait Passthrough: Send + Sync {
     /// Registers a regular file and gives its number.
-    fn register(&self, file: BorrowedFd<'_>) -> Result<i32, Errno>;
+    fn register(&self, file: BorrowedFd<'_>) -> Result<NonZeroI32, Errno>;
     /// Takes it back.
-    fn unregister(&self, id: i32) -> Result<(), Errno>;
+    fn unregister(&self, id: NonZeroI32) -> Result<(), Errno>;
 }
 
 /// Whether the kernel can serve files itself, and how.
@@ -145,7 +151,7 @@ impl Fs {
     }
 
     /// Registers a backing file; a failure is counted, and the file is served from here.
-    pub(super) fn register(&self, file: BorrowedFd<'_>) -> Option<i32> {
+    pub(super) fn register(&self, file: BorrowedFd<'_>) -> Option<NonZeroI32> {
         let slot = self.kernel.with.read();
         let id = slot.as_ref().and_then(|with| match with.register(file) {
             Ok(id) => Some(id),
@@ -161,7 +167,7 @@ impl Fs {
     }
 
     /// The last descriptor that the kernel served is released.
-    pub(super) fn unregister(&self, id: i32) {
+    pub(super) fn unregister(&self, id: NonZeroI32) {
         if let Some(with) = self.kernel.with.read().as_ref()
             && let Err(e) = with.unregister(id)
         {
@@ -202,8 +208,49 @@ impl Fs {
     }
 
     /// How long the kernel may keep attributes of a node.
-    pub(super) fn attr_ttl(&self, _node: &Node, _st: &Stat) -> Duration {
-        self.ttl
+    pub(super) fn attr_ttl(&self, node: &Node, st: &Stat) -> Duration {
+        let told = match &node.kind {
+            // exec(2) goes by the kept mode, from which the kernel does not take set-user-ID away when a write does.
+            Kind::File(_) if st.st_mode & 0o6000 != 0 => return Duration::ZERO,
+            Kind::File(f) => {
+                // Another link may lead out of what is watched; what the kernel writes itself is not told of.
+                let state = f.state.read();
+                st.st_nlink == 1
+                    && state.kernel.is_none()
+                    && state.names.first().is_some_and(|p| self.watch.covers(&p.dir))
+            }
+            // A commit will move times and size of a directory that has staged names.
+            Kind::Dir(d) => self.watch.covers(d) && d.staged.lock().is_empty(),
+            Kind::Other(_) => false,
+        };
+        if told { self.watched_ttl } else { self.ttl }
+    }
+
+    /// How long the kernel may keep a name of a directory.
+    pub(super) fn name_ttl(&self, dir: &Dir) -> Duration {
+        match dir.told.get() {
+            _ if self.watch.covers(dir) => self.watched_ttl,
+            Some(Told::Folded) => Duration::ZERO,
+            Some(Told::AtOnce | Told::Never) | None => self.ttl,
+        }
+    }
+
+    /// The answer for a name that is not there.
+    ///
+    /// # Errors
+    /// `ENOENT` where the kernel may not keep it.
+    pub(super) fn absent(&self, dir: &Dir) -> Result<Entry, Errno> {
+        let ttl = self.name_ttl(dir).min(ABSENT_TTL);
+        if ttl.is_zero() {
+            return Err(Errno::NOENT);
+        }
+        Ok(Entry { node: 0, attr: Attr { ino: 0, stat: self.blank, ttl }, ttl })
+    }
+
+    /// Whether the kernel may keep the listing of a directory: as long as the names, or it would look each up again.
+    pub(super) fn keeps_listing(&self, dir: &Arc<Dir>, fd: &OwnedFd) -> bool {
+        self.watch_dir(dir);
+        self.watch.covers(dir) && rustix::fs::fstat(fd).is_ok_and(|st| is_settled_at(&st))
     }
 }
 

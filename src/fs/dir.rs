@@ -60,8 +60,8 @@ impl Fs {
     pub fn opendir(&self, node: u64) -> Result<Opened, Errno> {
         let dir = self.dir(node)?;
         let fd = self.backing().open_anchor(&dir.anchor, libc::O_RDONLY | libc::O_DIRECTORY)?;
+        let io = IoMode::Directory { cached: self.keeps_listing(&dir, &fd) };
         let list = Mutex::new(Listing { fd, at: 0, staged: Vec::new(), skip: HashSet::new() });
-        let io = IoMode::Directory { cached: false };
         Ok(Opened { fh: self.dirs.add(DirHandle { dir, list }), io, flush: true })
     }
 
@@ -161,7 +161,7 @@ impl Fs {
     ) -> bool {
         let dots = name == "." || name == "..";
         let entry = if plus && !dots {
-            match self.find(dir, name).and_then(|n| self.entry(&n)) {
+            match self.find(dir, name).and_then(|n| self.entry(dir, &n)) {
                 Ok(e) => Some(e),
                 // Removed since it was read.
                 Err(Errno::NOENT) => return true,

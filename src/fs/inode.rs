@@ -84,6 +84,8 @@ pub struct Node {
 #[derive(Debug)]
 pub(super) enum Stale {
     Cache(StaleCache),
+    /// All caches.
+    All,
     Reap(u64),
     Trim,
     Stop,
@@ -160,8 +162,8 @@ impl Table {
         node.lookups.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok_and(|v| v <= n)
     }
 
-    /// Drops a node if the kernel does not know it any more.
-    pub fn remove_if_forgotten(&self, node: &Node) {
+    /// Drops a node if the kernel does not know it any more; true when it did.
+    pub fn remove_if_forgotten(&self, node: &Node) -> bool {
         // Read before the table is locked: a file's state comes first in the lock order.
         let current = match &node.kind {
             Kind::File(f) => f.state.read().id,
@@ -169,9 +171,9 @@ impl Table {
         };
         let mut maps = self.maps.write();
         if node.lookups.load(Ordering::Acquire) > 0 || node.id == ROOT {
-            return;
+            return false;
         }
-        maps.nodes.remove(&node.id);
+        let removed = maps.nodes.remove(&node.id).is_some();
         for id in [Some(node.fixed), current].into_iter().flatten() {
             maps.drop_inode(id, node.id);
         }
@@ -181,6 +183,12 @@ impl Table {
             maps.by_inode.shrink_to(room);
             self.tell(Stale::Trim);
         }
+        removed
+    }
+
+    /// Every node.
+    pub fn all(&self) -> Vec<Arc<Node>> {
+        self.maps.read().nodes.values().cloned().collect()
     }
 
     /// The node of a file that the engine made or knows; counted.

@@ -14,6 +14,7 @@ mod names;
 mod own;
 mod reply;
 mod status;
+mod watch;
 mod xattr;
 
 use std::collections::HashMap;
@@ -37,6 +38,7 @@ pub use meta::{SetAttr, SetTime};
 pub use reply::Reply;
 
 use crate::backend::{Backing, FileId};
+use crate::config::keys::BUILT_IN;
 use crate::config::policy::Policy;
 use crate::engine::dir::Dir;
 use crate::engine::file::Handle;
@@ -60,9 +62,9 @@ pub struct Attr {
 /// A name looked up.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
-    /// Node number.
+    /// Node number; 0, as in the protocol: there is nothing of that name, and the kernel may keep that.
     pub node: u64,
-    /// Attributes.
+    /// Attributes; none that matter when there is nothing.
     pub attr: Attr,
     /// How long the kernel may keep the name.
     pub ttl: Duration,
@@ -106,7 +108,12 @@ pub struct Fs {
     private: FileId,
     files: Handles<Handle>,
     dirs: Handles<dir::DirHandle>,
+    /// How long the kernel may keep what nobody tells of, and what the watch tells of.
     ttl: Duration,
+    watched_ttl: Duration,
+    /// Fills the place of attributes that do not matter.
+    blank: Stat,
+    watch: watch::Watch,
     kernel: caching::Kernel,
     stale: Receiver<Stale>,
     stale_tx: Sender<Stale>,
@@ -129,7 +136,11 @@ impl Fs {
         let (stale_tx, stale) = unbounded();
         let table = Arc::new(Table::new(root, id, backing.dev(), stale_tx.clone()));
         engine.observe(table.clone());
-        let ttl = Duration::from_millis(engine.config().limits.cache_ms);
+        let config = engine.config();
+        let ttl = Duration::from_millis(config.limits.cache_ms);
+        // Who sets the time-out has set it.
+        let watched_ttl = if config.source("cache_ms") == BUILT_IN { watch::TTL } else { ttl };
+        let watch = watch::Watch::new(config.limits.watch_backing);
         Ok(Arc::new(Self {
             engine,
             table,
@@ -137,6 +148,9 @@ impl Fs {
             files: Handles::default(),
             dirs: Handles::default(),
             ttl,
+            watched_ttl,
+            blank: st,
+            watch,
             kernel: caching::Kernel::default(),
             stale,
             stale_tx,
@@ -207,6 +221,7 @@ impl Fs {
         for s in &self.stale {
             let more = match s {
                 Stale::Cache(c) => tell(&c),
+                Stale::All => self.table.all().iter().all(|n| tell(&stale_node(n))),
                 Stale::Reap(tag) => {
                     self.reap(tag);
                     true
@@ -237,8 +252,8 @@ impl Fs {
             Kind::Dir(d) => d.staged.lock().is_empty(),
             Kind::Other(_) => true,
         };
-        if free {
-            self.table.remove_if_forgotten(&node);
+        if free && self.table.remove_if_forgotten(&node) {
+            self.unwatch(&node);
         }
     }
 }
@@ -255,4 +270,14 @@ pub struct StaleCache {
 /// A path from the root of the mount that has no `..`, no root and no prefix.
 fn plain(path: &Path) -> bool {
     path.components().all(|c| matches!(c, std::path::Component::Normal(_)))
+}
+
+/// All that the kernel may keep of a node under the name that is known.
+fn stale_node(node: &Node) -> StaleCache {
+    let place = match &node.kind {
+        Kind::File(f) => f.any_name(),
+        Kind::Dir(d) => d.place.lock().clone(),
+        Kind::Other(_) => None,
+    };
+    StaleCache { node: node.id, name: place.map(|p| (p.dir.tag, p.name)) }
 }

@@ -20,8 +20,17 @@ impl Fs {
     /// Finds a name; counts a lookup of the node.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry, Errno> {
         let dir = self.dir(parent)?;
-        let node = self.find(&dir, name)?;
-        self.entry(&node)
+        let before = self.watch.events();
+        let mut entry = match self.find(&dir, name) {
+            Ok(node) => self.entry(&dir, &node)?,
+            Err(Errno::NOENT) => self.absent(&dir)?,
+            Err(e) => return Err(e),
+        };
+        if self.watch.events() != before {
+            // Told of a change while this looked: what was found may be from before it.
+            entry.ttl = entry.ttl.min(self.ttl);
+        }
+        Ok(entry)
     }
 
     /// The kernel drops `n` lookups of a node.
@@ -38,6 +47,7 @@ impl Fs {
         if Self::forbidden(dir, name) {
             return Err(Errno::NOENT);
         }
+        self.watch_dir(dir);
         loop {
             let seen = dir.published.load(std::sync::atomic::Ordering::Acquire);
             if let Some(file) = dir.staged(name) {
@@ -68,9 +78,9 @@ impl Fs {
     }
 
     /// The answer about a node that was counted for it; takes the count back on an error.
-    pub(super) fn entry(&self, node: &Arc<Node>) -> Result<Entry, Errno> {
+    pub(super) fn entry(&self, dir: &Dir, node: &Arc<Node>) -> Result<Entry, Errno> {
         match self.attr_of(node) {
-            Ok(attr) => Ok(Entry { node: node.id, attr, ttl: self.ttl }),
+            Ok(attr) => Ok(Entry { node: node.id, attr, ttl: self.name_ttl(dir) }),
             Err(e) => {
                 if Table::uncount(node, 1) {
                     self.reap(node.id);
@@ -172,7 +182,7 @@ impl Fs {
                     make(&fd, &name)?;
                 }
                 me.engine.names_changed(&at);
-                me.entry(&me.find(&at, &name)?)
+                me.entry(&at, &me.find(&at, &name)?)
             })();
             match made {
                 Ok(e) => me.acknowledge(me.policy(&at, &name), vec![at], reply, e),
@@ -279,7 +289,7 @@ impl Fs {
             let id = handle.file.state.read().open_version()?.id;
             (self.table.enter_file(&handle.file, id), handle)
         };
-        let entry = self.entry(&node)?;
+        let entry = self.entry(&dir, &node)?;
         let opened = self.opened(&node, handle);
         Ok(Some((entry, opened)))
     }
@@ -480,7 +490,7 @@ impl Fs {
         };
         match linked {
             RenameAccess::Done(Ok(())) => {
-                let entry = if self.table.count(&node) { self.entry(&node) } else { Err(Errno::STALE) };
+                let entry = if self.table.count(&node) { self.entry(&dir, &node) } else { Err(Errno::STALE) };
                 match entry {
                     Ok(e) => self.acknowledge(self.policy(&dir, &name), vec![dir], reply, e),
                     Err(e) => reply.send(Err(e)),

@@ -59,6 +59,7 @@ impl Fs {
             commit_latency: e.commit_latency.summary(),
             flush_latency: e.flush_latency.summary(),
             no_passthrough: self.why_no_passthrough(),
+            no_watch: self.why_no_watch(),
             counters,
             failed,
             inodes,

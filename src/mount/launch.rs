@@ -58,10 +58,14 @@ pub fn launch(l: Launch) -> Result<(Arc<dyn Volume>, Box<dyn Session>)> {
             "see that it is on a local file system (ext4, XFS, btrfs, tmpfs)",
         )
     })?;
+    let watcher = fs.clone();
+    let watch = std::thread::Builder::new().name("watch".into()).spawn(move || watcher.follow_changes());
+    watch.map_err(|e| refused("cannot start a thread for", l.root, &e, "see the limits on threads (`ulimit -u`)"))?;
     let backing = rustix::fs::fstatvfs(fs.engine().backing.root()).map_or(StatVfsMountFlags::empty(), |s| s.f_flag);
     let (options, config) = (mount_options(&l.fuse, l.root, backing), &l.config);
     let started = Mounted::start(&fs, l.mountpoint, &options, config.service.transport, config.limits.threads);
     let (mounted, transport) = started.map_err(|refusal| {
+        fs.stop_watching();
         if let Err(left) = fs.engine().shutdown(Duration::ZERO) {
             tracing::debug!(left, "nothing was mounted, so nothing can be left");
         }
@@ -171,6 +175,7 @@ impl Volume for FsVolume {
     }
 
     fn shutdown(&self) {
+        self.fs.stop_watching();
         if let Err(left) = self.fs.engine().shutdown(SHUTDOWN) {
             tracing::error!(
                 left,

@@ -37,6 +37,7 @@ pub fn status() -> Status {
         commit_latency: LatencySummary::default(),
         flush_latency: LatencySummary::default(),
         no_passthrough: String::new(),
+        no_watch: String::new(),
         counters: CounterValues::default(),
         failed: Vec::new(),
         inodes: 0,

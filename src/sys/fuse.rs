@@ -1,5 +1,6 @@
 //! Calls on an open /dev/fuse that concern the connection, whatever transport carries its requests.
 
+use std::num::NonZeroI32;
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::io::Errno;
@@ -24,18 +25,19 @@ const BACKING_CLOSE: libc::c_ulong = 0x4004_e502;
 /// # Errors
 /// `EPERM` without `CAP_SYS_ADMIN` or where passthrough was not agreed on; `ELOOP` on a stacked file system;
 /// `EOPNOTSUPP` for what is no regular file; `ENOTTY` before Linux 6.9.
-pub fn backing_open(dev: impl AsFd, fd: impl AsFd) -> Result<i32, Errno> {
+pub fn backing_open(dev: impl AsFd, fd: impl AsFd) -> Result<NonZeroI32, Errno> {
     let map = BackingMap { fd: fd.as_fd().as_raw_fd(), flags: 0, padding: 0 };
     // SAFETY: the kernel reads one `struct fuse_backing_map` (16 bytes) from the address of `map`, which is one.
     let id = unsafe { libc::ioctl(dev.as_fd().as_raw_fd(), BACKING_OPEN, &raw const map) };
-    if id > 0 { Ok(id) } else { Err(last_errno()) }
+    NonZeroI32::new(id).filter(|id| id.get() > 0).ok_or_else(last_errno)
 }
 
 /// Takes the registration back.
 ///
 /// # Errors
 /// `ENOENT`: there is none.
-pub fn backing_close(dev: impl AsFd, id: i32) -> Result<(), Errno> {
+pub fn backing_close(dev: impl AsFd, id: NonZeroI32) -> Result<(), Errno> {
+    let id = id.get();
     // SAFETY: the kernel reads 4 bytes from the address of `id`.
     check(unsafe { libc::ioctl(dev.as_fd().as_raw_fd(), BACKING_CLOSE, &raw const id) })
 }

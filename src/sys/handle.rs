@@ -22,13 +22,13 @@ struct Raw {
 const SHORT: usize = 20;
 
 /// An owned file handle. Each node has one, so the usual ones are kept without an allocation of their own.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FileHandle {
     kind: i32,
     data: Bytes,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Bytes {
     Short(u8, [u8; SHORT]),
     Long(Box<[u8]>),
@@ -51,6 +51,13 @@ impl Bytes {
             Self::Short(n, data) => &data[..usize::from(*n)],
             Self::Long(data) => data,
         }
+    }
+}
+
+impl FileHandle {
+    /// From type and bytes, as the kernel gives them.
+    pub fn from_parts(kind: i32, data: &[u8]) -> Self {
+        Self { kind, data: Bytes::of(data) }
     }
 }
 

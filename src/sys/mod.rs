@@ -1,6 +1,7 @@
 //! System calls that the libraries lack, each as one safe function. Owns no state; calls nobody else here.
 
 pub mod creds;
+pub mod fanotify;
 pub mod fuse;
 pub mod handle;
 

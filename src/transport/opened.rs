@@ -1,5 +1,6 @@
 //! What the kernel is told of an open descriptor, and the files it serves itself.
 
+use std::num::NonZeroI32;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -15,12 +16,12 @@ use crate::sys::fuse;
 pub struct Device(pub OwnedFd);
 
 impl Passthrough for Device {
-    fn register(&self, file: BorrowedFd<'_>) -> Result<i32, Errno> {
+    fn register(&self, file: BorrowedFd<'_>) -> Result<NonZeroI32, Errno> {
         // A program's write would otherwise keep set-user-ID, since the daemon may.
         without_fsetid(|| fuse::backing_open(&self.0, file))?
     }
 
-    fn unregister(&self, id: i32) -> Result<(), Errno> {
+    fn unregister(&self, id: NonZeroI32) -> Result<(), Errno> {
         fuse::backing_close(&self.0, id)
     }
 }
@@ -32,7 +33,7 @@ pub(super) fn answer(reply: ReplyOpen, o: &Opened) {
         Some(id) => {
             // SAFETY: the operation core registered this number with this session's connection, and takes it back
             // when the descriptor that is answered here was released; `into_raw` leaves that to it.
-            let backing = unsafe { reply.wrap_backing(id.cast_unsigned()) };
+            let backing = unsafe { reply.wrap_backing(id.get().cast_unsigned()) };
             reply.opened_passthrough(fh, flags, &backing);
             backing.into_raw();
         }
@@ -46,7 +47,7 @@ pub(super) fn answer_create(reply: ReplyCreate, ttl: Duration, attr: &FileAttr, 
     match o.backing() {
         Some(id) => {
             // SAFETY: as above.
-            let backing = unsafe { reply.wrap_backing(id.cast_unsigned()) };
+            let backing = unsafe { reply.wrap_backing(id.get().cast_unsigned()) };
             reply.created_passthrough(&ttl, attr, Generation(0), fh, flags, &backing);
             backing.into_raw();
         }
