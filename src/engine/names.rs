@@ -244,7 +244,7 @@ impl Engine {
 
     /// A change of a directory is to become durable within the commit interval.
     pub(super) fn owe_sync(&self, dir: &Arc<Dir>) {
-        dir.mark_told();
+        dir.mark_acknowledged();
         self.dirty_dirs.lock().insert(dir.tag, dir.clone());
     }
 
