@@ -42,8 +42,8 @@ struct Savers {
     ended: AtomicUsize,
 }
 
-/// The daemon is not there any more.
-const GONE: [i32; 5] = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO, libc::ENODEV, libc::ENXIO];
+/// The daemon is not there any more: so says the kernel, `ECANCELED` for a call that was on its way through io_uring.
+const GONE: [i32; 6] = [libc::ENOTCONN, libc::ECONNABORTED, libc::ECANCELED, libc::EIO, libc::ENODEV, libc::ENXIO];
 
 impl Savers {
     fn new(words: usize) -> Self {
