@@ -111,7 +111,7 @@ fn inodes_of_a_users_own_mount_have_a_bound() {
     let mount = UsersMount::start(&backing, &[]);
     let status = run_text(as_user(Path::new(fsys().get_program())).args(["status", "--json"]).arg(mount.path()));
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-    run(Command::new("prlimit").args(["--pid", &status["pid"].to_string(), "--nofile=500:500"]));
+    run(as_user(Path::new("prlimit")).args(["--pid", &status["pid"].to_string(), "--nofile=500:500"]));
     // How many of the files from a number on are there, and the last error.
     let found = |from: u32| {
         let script = "my ($n,$e)=(0,0); for ($ARGV[1]..999) { if (lstat \"$ARGV[0]/f$_\") { $n++ } else { $e=$!+0 } } print \"$n $e\";";
