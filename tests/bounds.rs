@@ -4,13 +4,15 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::loopfs::{Kind, LoopFs};
-use common::mount::Mount;
-use common::{can_mount, full, run, say, wait_until};
+use common::mount::{Mount, fsys};
+use common::user::{NOBODY, UsersMount, as_user};
+use common::{can_mount, full, run, run_text, say, wait_until};
 
 /// Opens files `f0`, `f1`, ... of its directory until that fails, tells how many and the error, and keeps them open
 /// until its standard input ends.
@@ -91,6 +93,40 @@ fn open_files_have_a_bound() {
     assert_eq!(mount.status()["health"], "healthy");
     let held = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     assert!(wait_until(Duration::from_secs(60), || held() < 100), "{} descriptors are left", held());
+    mount.stop();
+}
+
+/// Without the right to open by handle, each inode that the kernel knows holds a descriptor. At the bound a lookup
+/// fails with EMFILE; when the kernel forgets, there is room again.
+#[test]
+fn inodes_of_a_users_own_mount_have_a_bound() {
+    if !can_mount("inodes_of_a_users_own_mount_have_a_bound") {
+        return;
+    }
+    let disk = LoopFs::new(Kind::Ext4, 300);
+    fs::set_permissions(disk.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let backing = disk.subdir("data");
+    chown(&backing, Some(NOBODY), Some(NOBODY)).unwrap();
+    (0..1000).for_each(|i| drop(File::create(backing.join(format!("f{i}"))).unwrap()));
+    let mount = UsersMount::start(&backing, &[]);
+    let status = run_text(as_user(Path::new(fsys().get_program())).args(["status", "--json"]).arg(mount.path()));
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    run(as_user(Path::new("prlimit")).args(["--pid", &status["pid"].to_string(), "--nofile=500:500"]));
+    // How many of the files from a number on are there, and the last error.
+    let found = |from: u32| {
+        let script = "my ($n,$e)=(0,0); for ($ARGV[1]..999) { if (lstat \"$ARGV[0]/f$_\") { $n++ } else { $e=$!+0 } } print \"$n $e\";";
+        let mut perl = as_user(Path::new("/usr/bin/perl"));
+        run_text(perl.args(["-e", script]).arg(mount.path()).arg(from.to_string()))
+    };
+    let told = found(0);
+    say(&format!("of 1000 inodes, with 500 descriptors, are known, and the error: {told}"));
+    let (known, errno) = told.split_once(' ').unwrap();
+    assert!((300..500).contains(&known.parse().unwrap()) && errno == libc::EMFILE.to_string(), "{told}");
+    let room = wait_until(Duration::from_secs(60), || {
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        found(999) == "1 0"
+    });
+    assert!(room, "what the kernel forgot still holds descriptors");
     mount.stop();
 }
 

@@ -6,22 +6,25 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use common::loopfs::{Kind, LoopFs};
-use common::mount::{Mount, fsys, fsys_mount};
+use common::mount::Mount;
 use common::tools::tool;
-use common::{can_mount, env_number, kinds, run, run_logged, run_text, say, wait_until};
+use common::user::{NOBODY, UsersMount, as_user};
+use common::{can_mount, env_number, kinds, run, run_text, say, wait_until};
 
 /// Check, what is noted there, and what the mount answers.
-const PINNED: [(&str, &str, &str); 8] = [
+const PINNED: [(&str, &str, &str); 9] = [
     ("limits", "O_TMPFILE", "Operation not supported"),
     ("limits", "collapse", "Operation not supported"),
     ("limits", "insert", "Operation not supported"),
     ("limits", "birth time", "false"),
     ("limits", "clone", "1"),
+    // FIEMAP is not sent; root's FIBMAP is answered.
+    ("limits", "extent map", "1"),
     // POSIX allows both errors; XFS has EEXIST where the child is not only staged.
     ("renames", "over full", "Directory not empty"),
     // chown(path, -1, -1): the kernel has nothing to send.
@@ -90,51 +93,6 @@ fn the_same_as_raw_replacing() {
     matrix("the_same_as_raw_replacing", "mode=replace");
 }
 
-/// An ordinary user that every system has: fusermount3 asks for the name.
-const NOBODY: u32 = 65534;
-
-/// Runs a command as an ordinary user.
-fn as_user(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups", "--"]).arg(program);
-    command.env("HOME", "/nonexistent").env_remove("XDG_RUNTIME_DIR");
-    command
-}
-
-/// A mount that an ordinary user made of a directory of their own; taken away when dropped.
-struct UsersMount {
-    dir: PathBuf,
-}
-
-impl UsersMount {
-    fn start(backing: &Path, options: &[&str]) -> Self {
-        // As udev sets it up; without udev it is root's.
-        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
-        let dir = common::fresh_dir("user");
-        std::os::unix::fs::chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
-        let log = dir.with_extension("log");
-        let mut command = as_user(Path::new(fsys_mount().get_program()));
-        let status = run_logged(command.args(options).arg(backing).arg(&dir), &log, Duration::from_secs(60)).unwrap();
-        assert!(status.is_some_and(|s| s.success()), "{}", fs::read_to_string(&log).unwrap());
-        fs::remove_file(log).unwrap();
-        Self { dir }
-    }
-
-    fn stop(&self) {
-        run(as_user(Path::new(fsys().get_program())).arg("umount").arg(&self.dir));
-        assert!(!common::is_mounted(&self.dir));
-    }
-}
-
-impl Drop for UsersMount {
-    fn drop(&mut self) {
-        if common::is_mounted(&self.dir) {
-            let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
-        }
-        let _ = fs::remove_dir(&self.dir);
-    }
-}
-
 /// A user's own mount, by fusermount3 and without any privilege: what of the checks a user can do.
 #[test]
 fn the_same_as_raw_for_a_users_own_mount() {
@@ -153,7 +111,7 @@ fn the_same_as_raw_for_a_users_own_mount() {
             let mut command = as_user(&tool("posix"));
             run_text(command.arg(dir).env("POSIX_ENTRIES", "2000")).lines().map(str::to_owned).collect()
         };
-        let (raw, mounted) = (of(&raw), of(&mount.dir));
+        let (raw, mounted) = (of(&raw), of(&mount.path()));
         let cut = raw.iter().filter(|l| l.contains("ends here")).count();
         say(&format!("{}: {} lines, {cut} checks need another user or a right", kind.name(), raw.len()));
         assert!(raw.len() > 500 && cut < 15, "little was checked");

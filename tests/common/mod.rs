@@ -11,6 +11,7 @@ pub mod loopfs;
 pub mod mount;
 pub mod tools;
 pub mod tree;
+pub mod user;
 #[path = "../tools/version.rs"]
 pub mod version;
 pub mod world;
