@@ -556,3 +556,18 @@ impl Drop for StopAtEnd<'_> {
         self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 }
+
+#[test]
+fn drain_shows_on_a_terminal_how_much_is_left() {
+    if !can_mount("drain on a terminal") {
+        return;
+    }
+    // A flush takes longer than the time between two looks.
+    let disk = common::LoopFs::slow(common::Kind::Ext4, 300, 500_000);
+    let mount = Mount::start(&disk.subdir("data"), "durability=relaxed,commit_interval_ms=3600000");
+    (0..20).for_each(|i| fs::write(mount.path().join(format!("f{i}")), "x").unwrap());
+    let line = format!("{} drain {}", fsys().get_program().display(), mount.path().display());
+    let text = common::run_text(std::process::Command::new("script").args(["-q", "-e", "-c", &line, "/dev/null"]));
+    assert!(text.contains("draining [") && text.contains("left") && text.contains("is durable"), "{text}");
+    assert!(mount.backing().join("f19").exists());
+}
