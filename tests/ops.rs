@@ -344,17 +344,44 @@ fn metrics_over_socket_and_address_are_what_prometheus_reads() {
     let families = |t: &str| t.lines().filter(|l| l.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(families(&text), families(body));
 
-    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/prometheus/fsys.rules.yml");
-    match promtool(&["check", "metrics"], body) {
-        Some(checked) => {
-            assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
-            let checked = promtool(&["check", "rules", rules.to_str().unwrap()], "").unwrap();
-            assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
-            // It can fail.
-            assert!(!promtool(&["check", "metrics"], "fsys_x{ 1\n").unwrap().status.success());
-        }
-        None => common::say("promtool is not there: the metrics were not checked by it (Debian: prometheus)"),
-    }
+    let Some(checked) = promtool(&["check", "metrics"], body) else {
+        return common::say("promtool is not there: the metrics were not checked by it (Debian: prometheus)");
+    };
+    assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
+    let bad = promtool(&["check", "metrics"], "fsys_x{ 1\n").unwrap();
+    assert!(!bad.status.success(), "it can fail");
+}
+
+/// The alerts do what they say, and the expressions of the dashboard are PromQL.
+#[test]
+fn rules_and_dashboard_are_what_prometheus_reads() {
+    let contrib = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib");
+    let (rules, tests) = (contrib.join("prometheus/fsys.rules.yml"), contrib.join("prometheus/fsys.test.yml"));
+    let Some(checked) = promtool(&["check", "rules", rules.to_str().unwrap()], "") else {
+        return common::say("promtool is not there: rules and dashboard were not checked (Debian: prometheus)");
+    };
+    assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
+    let tested = promtool(&["test", "rules", tests.to_str().unwrap()], "").unwrap();
+    assert!(tested.status.success(), "{}{}", out(&tested), err(&tested));
+
+    let dashboard: Value = serde_json::from_slice(&fs::read(contrib.join("grafana/fsys.json")).unwrap()).unwrap();
+    let targets = dashboard["panels"].as_array().unwrap().iter().flat_map(|p| p["targets"].as_array().unwrap());
+    let filled = |e: &str| e.replace("$__rate_interval", "5m").replace("$__range", "1h").replace("$instance", ".*");
+    let mut exprs: Vec<String> = targets.map(|t| filled(t["expr"].as_str().unwrap())).collect();
+    assert!(exprs.len() > 20, "{exprs:?}");
+    let check = |exprs: &[String]| {
+        let rule = |(i, e): (usize, &String)| serde_json::json!({ "record": format!("x:{i}"), "expr": e });
+        let rules: Vec<_> = exprs.iter().enumerate().map(rule).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // JSON is YAML.
+        let text = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] }).to_string();
+        fs::write(file.path(), text).unwrap();
+        promtool(&["check", "rules", file.path().to_str().unwrap()], "").unwrap()
+    };
+    let checked = check(&exprs);
+    assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
+    exprs.push("sum(rate(fsys_commits_total[5m])".into());
+    assert!(!check(&exprs).status.success(), "it can fail");
 }
 
 #[test]
@@ -528,4 +555,19 @@ impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {
         self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
+}
+
+#[test]
+fn drain_shows_on_a_terminal_how_much_is_left() {
+    if !can_mount("drain on a terminal") {
+        return;
+    }
+    // A flush takes longer than the time between two looks.
+    let disk = common::LoopFs::slow(common::Kind::Ext4, 300, 500_000);
+    let mount = Mount::start(&disk.subdir("data"), "durability=relaxed,commit_interval_ms=3600000");
+    (0..20).for_each(|i| fs::write(mount.path().join(format!("f{i}")), "x").unwrap());
+    let line = format!("{} drain {}", fsys().get_program().display(), mount.path().display());
+    let text = common::run_text(std::process::Command::new("script").args(["-q", "-e", "-c", &line, "/dev/null"]));
+    assert!(text.contains("draining [") && text.contains("left") && text.contains("is durable"), "{text}");
+    assert!(mount.backing().join("f19").exists());
 }

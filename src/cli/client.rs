@@ -141,11 +141,12 @@ impl Daemon {
         }
     }
 
-    /// Asks for the end, and waits until the process is gone.
-    pub fn stop(self, lazy: bool, time: Duration) -> Result<()> {
+    /// Asks for the end, and waits until the process is gone; `progress` is told how much is left to drain. `time` is for
+    /// what comes after the drain.
+    pub fn stop(self, lazy: bool, time: Duration, progress: impl FnMut(u64)) -> Result<()> {
         // Taken before it is asked: the pid cannot be another process's then.
         let process = Process::open(self.pid).map_err(|e| not_gone(self.pid, e))?;
-        let answer = self.ask(&Request::Stop { lazy }, time);
+        let answer = self.ask_telling(&Request::Stop { lazy }, time, progress);
         if answer.as_ref().is_ok_and(|a| *a == Answer::Done) || answer.as_ref().is_err_and(ended_degraded) {
             process.map_or(Ok(()), |p| p.wait(time)).map_err(|e| not_gone(self.pid, e))?;
         }

@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<Output> {
 }
 
 /// A line on standard error, if that is a terminal.
-struct Bar {
+pub struct Bar {
     shown: bool,
     /// The most that was left.
     all: u64,
@@ -62,12 +62,14 @@ impl Default for Bar {
 }
 
 impl Bar {
-    fn tell(&mut self, left: u64) {
+    /// So much is left.
+    pub fn tell(&mut self, left: u64) {
         self.all = self.all.max(left);
         self.write(&bar(left, self.all));
     }
 
-    fn clear(&self) {
+    /// Takes the line away.
+    pub fn clear(&self) {
         if self.all > 0 {
             self.write("");
         }

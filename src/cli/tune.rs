@@ -220,7 +220,7 @@ fn mounted<T>(data: &Path, mnt: &Path, options: &str, run: impl FnOnce() -> Resu
     let result = run();
     let mounts = table::read().map_err(|e| not_measured(mnt, &e))?;
     if let Some(mount) = table::at(&mounts, mnt) {
-        Daemon::of(mount)?.stop(true, Duration::from_secs(90))?;
+        Daemon::of(mount)?.stop(true, Duration::from_secs(90), |_| {})?;
     }
     result
 }

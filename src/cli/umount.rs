@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use super::Output;
 use super::client::{Daemon, find};
+use super::drain::Bar;
 use crate::error::{Error, Exit, Result};
 use crate::mount::check::{ask, detach, final_path, is_dead};
 use crate::mount::table::Mounted;
 
-/// The daemon drains for up to a minute, and waits a little for open files.
+/// The daemon says how its drain goes on, then waits a little for open files and for its threads.
 const TIME: Duration = Duration::from_secs(90);
 
 const EXAMPLE: &str = "Examples:
@@ -39,7 +40,10 @@ pub fn run(args: &Args) -> Result<Output> {
     }
     let text = match Daemon::of(&mount) {
         Ok(daemon) => {
-            daemon.stop(args.lazy, TIME)?;
+            let mut bar = Bar::default();
+            let stopped = daemon.stop(args.lazy, TIME, |left| bar.tell(left));
+            bar.clear();
+            stopped?;
             format!("{}: everything acknowledged is durable, and it is unmounted", full.display())
         }
         Err(_) if ask(&full).is_err_and(|e| is_dead(&e)) => {

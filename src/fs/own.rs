@@ -51,7 +51,7 @@ impl Fs {
         let mut place = node.own.0.write();
         let own = match self.getxattr(node.id, NAME.as_ref()) {
             Ok(value) => parse(&value)
-                .inspect_err(|why| tracing::warn!(node = node.id, "the xattr {NAME} of a file does not count: {why}"))
+                .inspect_err(|why| tracing::warn!(node = node.id, "the xattr {NAME} of a file does not count: {why:?}"))
                 .ok()
                 .map(Arc::new),
             Err(Errno::NODATA | Errno::NOTSUP) => None,
@@ -75,7 +75,7 @@ impl Fs {
         }
         node.file().map_err(|_| Errno::INVAL)?;
         parse(value).map(|_| ()).map_err(|why| {
-            tracing::info!(node = node.id, "the xattr {NAME} was refused: {why}");
+            tracing::info!(node = node.id, "the xattr {NAME} was refused: {why:?}");
             Errno::INVAL
         })
     }

@@ -45,7 +45,7 @@ use volume::{Launch, Launcher, Session, Volume};
 
 /// The mount must answer within this time after it was made.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
-/// A drain before an unmount may take this long; one that cannot be refused, this long without progress.
+/// A drain before an unmount may take this long without progress.
 const DRAIN_TIME: Duration = Duration::from_secs(60);
 /// A daemon that is ending is waited for this long.
 const ENDING_TIME: Duration = Duration::from_secs(10);
@@ -310,7 +310,7 @@ impl Running {
                     self.log_end(result);
                     break;
                 }
-                Event::Stop { lazy, client } => match self.stop_by_request(lazy) {
+                Event::Stop { lazy, client } => match self.stop_by_request(lazy, &client) {
                     Ok(()) => {
                         asked_by = Some(client);
                         break;
@@ -332,6 +332,10 @@ impl Running {
     /// SIGHUP: the log file may have been moved away, the configuration may have been edited.
     fn hang_up(&self) {
         log::reopen();
+        if self.live.state().file.is_none() {
+            tracing::info!("SIGHUP: the log file is opened again; there is no configuration file to read");
+            return;
+        }
         let now = NotifyState::monotonic_usec_now().ok();
         notify(&[NotifyState::Reloading].into_iter().chain(now).collect::<Vec<_>>());
         // Logged there, with what to do.
@@ -351,7 +355,7 @@ impl Running {
     /// A signal cannot be refused: what is in use is detached.
     fn stop_by_signal(&self) {
         notify(&[NotifyState::Stopping]);
-        if let Err(e) = drain_at_end(&self.live, DRAIN_TIME) {
+        if let Err(e) = drain_at_end(&self.live, DRAIN_TIME, &mut |_| {}) {
             tracing::error!("{}", not_drained(&e));
         }
         let mut result = self.unmount(false);
@@ -365,8 +369,12 @@ impl Running {
         }
     }
 
-    fn stop_by_request(&self, lazy: bool) -> Result<()> {
-        match self.volume.drain(DRAIN_TIME, &mut |_| true) {
+    fn stop_by_request(&self, lazy: bool, client: &UnixStream) -> Result<()> {
+        // A client that is gone has still asked for the end.
+        let drained = drain_at_end(&self.live, DRAIN_TIME, &mut |left| {
+            answer(client, &Answer::Left(left));
+        });
+        match drained {
             Err(e) if !lazy => return Err(not_drained(&e)),
             Err(e) => tracing::error!("{}", not_drained(&e)),
             Ok(()) => {}

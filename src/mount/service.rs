@@ -131,14 +131,17 @@ impl Patience {
     }
 }
 
-/// Drains at the end, with patience.
+/// Drains at the end, with patience; `tell` is told how much is left.
 ///
 /// # Errors
 /// As [`super::volume::Volume::drain`].
-pub fn drain_at_end(live: &Live, patience: Duration) -> Result<(), DrainError> {
+pub fn drain_at_end(live: &Live, patience: Duration, tell: &mut dyn FnMut(u64)) -> Result<(), DrainError> {
     const NO_END: Duration = Duration::from_secs(24 * 3600);
     let mut p = Patience::new(patience);
-    live.volume().drain(NO_END, &mut |left| p.left(left))
+    live.volume().drain(NO_END, &mut |left| {
+        tell(left);
+        p.left(left)
+    })
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ pub struct Process {
     pub command: String,
 }
 
-/// The busiest and slowest of late. Counts of rare ones can be too high where more are active than are remembered.
+/// The busiest and slowest of late. Counts of rare ones can be too low where more are active than are remembered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Activity {
     /// How far back it reaches, milliseconds.
