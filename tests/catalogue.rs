@@ -162,7 +162,7 @@ fn source(name: &str, text: &str) -> Source {
 fn errors(sources: &[Source]) -> (BTreeMap<String, BTreeSet<String>>, Vec<String>) {
     let (mut found, mut wrong) = (BTreeMap::<String, BTreeSet<String>>::new(), Vec::new());
     for source in sources {
-        for at in calls(&source.code, "Error::new").into_iter().filter(|at| !source.code[..].is_empty() && *at > 0) {
+        for at in calls(&source.code, "Error::new") {
             let arguments = arguments(&source.words, at);
             if arguments.len() != 5 {
                 // io::Error::new has two.
@@ -212,8 +212,7 @@ fn of_callers(sources: &[Source], source: &Source, at: usize, argument: &str) ->
         return literals(&source.words[from..end]);
     }
     let Some(index) = parameters.iter().position(|p| *p == variable) else { return Vec::new() };
-    let elsewhere =
-        |s: &&Source| s.name == source.name || calls(&s.code, &format!("::{function}")).is_empty().eq(&false);
+    let elsewhere = |s: &&Source| s.name == source.name || !calls(&s.code, &format!("::{function}")).is_empty();
     let near = sources.iter().filter(|s| s.name == source.name || (elsewhere(s) && function != "new"));
     near.flat_map(|s| {
         calls(&s.code, &function).into_iter().filter_map(|at| arguments(&s.words, at).get(index).map(|a| literals(a)))

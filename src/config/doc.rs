@@ -6,7 +6,7 @@ use super::Config;
 use super::keys::{BUILT_IN, LIMITS, POLICY, SERVICE, is_flag, is_number};
 
 /// Keys and what they mean, in lines of a comment. A test sees that none is missing.
-const MEANING: [(&str, &str); 19] = [
+const MEANING: [(&str, &str); 21] = [
     (
         "mode",
         "How the content of a file is written.\n\
@@ -57,6 +57,15 @@ const MEANING: [(&str, &str); 19] = [
     ("cache_ms", "How long the kernel may keep names and attributes. 0 where others change the backing directory."),
     ("threads", "Threads that serve the kernel's requests. Not set: half of the processors, 1 to 8."),
     ("slow_commit_ms", "A commit that takes longer is logged, with path, step and the time of the device. 0: none is."),
+    (
+        "passthrough",
+        "auto: the kernel serves files of mode in-place itself, where it can (Linux 6.9). off: it does not.",
+    ),
+    (
+        "watch_backing",
+        "auto: what others change in the backing directory is watched (fanotify), so the kernel may keep more and longer.\n\
+         off: names and attributes are kept for cache_ms.",
+    ),
     ("log", "Least severe level that is logged: error, warn, info, debug, trace."),
     ("log_format", "text, json (an object a line), or journald (records with fields)."),
     ("xattr_policy", "Whether a file may set its own policy: setfattr -n user.fsys.policy -v durability=always FILE"),
