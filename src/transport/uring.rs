@@ -454,12 +454,14 @@ fn spawn(cpu: usize, queues: Vec<(u16, usize)>, ready: Sender<io::Result<()>>) -
     Ok(Thread { handle, mailbox, start })
 }
 
-/// Where it may not run there, it serves the queue from elsewhere.
+/// Binds this thread to a processor. Where the daemon may not run there (taskset, a container), it serves the queue
+/// from elsewhere.
 fn pin(cpu: usize) {
     let mut set = rustix::thread::CpuSet::new();
     set.set(cpu);
-    if let Err(e) = rustix::thread::sched_setaffinity(None, &set) {
-        tracing::info!(cpu, "the thread of this processor's queue is not bound to it: {e}");
+    let allowed = rustix::thread::sched_getaffinity(None).is_ok_and(|all| all.is_set(cpu));
+    if !allowed || rustix::thread::sched_setaffinity(None, &set).is_err() {
+        tracing::info!(cpu, "the thread of this processor's queue may not be bound to it");
     }
 }
 
