@@ -154,7 +154,10 @@ impl Fs {
     pub(super) fn register(&self, file: BorrowedFd<'_>) -> Option<NonZeroI32> {
         let slot = self.kernel.with.read();
         let id = slot.as_ref().and_then(|with| match with.register(file) {
-            Ok(id) => Some(id),
+            Ok(id) => {
+                self.watch.ignore(file);
+                Some(id)
+            }
             Err(e) => {
                 tracing::debug!(error = %e, "a file is not passed through");
                 None

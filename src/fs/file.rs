@@ -80,8 +80,10 @@ impl Fs {
     /// The last reference to a descriptor is gone.
     pub fn release(&self, node: u64, fh: u64) {
         if let Some(h) = self.files.remove(fh) {
+            let served = h.kernel.and_then(|_| h.file.state.read().version.clone());
             if let Some(id) = self.engine.release(&h) {
                 self.unregister(id);
+                served.iter().for_each(|v| self.watch.heed(v.fd()));
             }
             self.reap_if_forgotten(node);
         }

@@ -6,7 +6,7 @@
 //! that lie outside; files with several links are not kept for long.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -61,6 +61,22 @@ impl Watch {
     /// Whether changes by others in the directory are told of.
     pub fn covers(&self, dir: &Dir) -> bool {
         dir.told.get() == Some(&DirTold::AtOnce) && !self.lost.load(Ordering::Acquire)
+    }
+
+    /// While the kernel serves a file, what it writes there for programs is no change behind the mount.
+    pub fn ignore(&self, file: BorrowedFd<'_>) {
+        if let Some(group) = &self.group {
+            // Without it such writes are told of, and found to be none of others when they are looked at.
+            let _ = group.ignore(file);
+        }
+    }
+
+    /// The kernel serves it no more.
+    pub fn heed(&self, file: BorrowedFd<'_>) {
+        if let Some(group) = &self.group {
+            // ENOENT: it was not ignored.
+            let _ = group.heed(file);
+        }
     }
 
     /// How many changes by others were told of.

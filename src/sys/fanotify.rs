@@ -80,6 +80,24 @@ impl Group {
         self.mark(dir.as_fd(), libc::FAN_MARK_REMOVE, mask)
     }
 
+    /// Tells nothing of content that is written to this file, whatever is watched: an event costs the writer as much as a
+    /// small write.
+    ///
+    /// # Errors
+    /// `EINVAL` before Linux 6.0.
+    pub fn ignore(&self, file: impl AsFd) -> Result<(), Errno> {
+        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_IGNORE | libc::FAN_MARK_IGNORED_SURV_MODIFY;
+        self.mark(file.as_fd(), flags, libc::FAN_MODIFY)
+    }
+
+    /// Tells of it again.
+    ///
+    /// # Errors
+    /// `ENOENT`: it was not ignored.
+    pub fn heed(&self, file: impl AsFd) -> Result<(), Errno> {
+        self.mark(file.as_fd(), libc::FAN_MARK_REMOVE | libc::FAN_MARK_IGNORE, libc::FAN_MODIFY)
+    }
+
     fn mark(&self, fd: BorrowedFd<'_>, flags: libc::c_uint, mask: u64) -> Result<(), Errno> {
         // SAFETY: descriptors that live through the call; without a path the mark is on the object of `fd`.
         check(unsafe { libc::fanotify_mark(self.0.as_raw_fd(), flags, mask, fd.as_raw_fd(), std::ptr::null()) })
@@ -181,6 +199,14 @@ mod tests {
         let theirs = told(&group);
         assert!(theirs.iter().all(|e| e.1 != std::process::id()), "{theirs:?}");
         assert!(theirs.iter().any(|e| e.0 & libc::FAN_MOVED_TO != 0 && e.3 == "b"), "{theirs:?}");
+        let touch =
+            || std::process::Command::new("sh").args(["-c", "echo >> b"]).current_dir(dir.path()).status().unwrap();
+        let file = std::fs::File::open(dir.path().join("b")).unwrap();
+        let modified = || told(&group).iter().any(|e| e.0 & libc::FAN_MODIFY != 0);
+        group.ignore(&file).unwrap();
+        assert!(touch().success() && !modified());
+        group.heed(&file).unwrap();
+        assert!(touch().success() && modified());
         group.forget(&fd).unwrap();
         std::fs::write(dir.path().join("c"), "x").unwrap();
         assert!(told(&group).is_empty());
