@@ -353,7 +353,7 @@ pub fn recovered(root: &Path) -> recover::Report {
 }
 
 /// A process that another test starts has the lock of a world that just ended until it runs its program.
-fn lock(root: &Path) -> Layout {
+pub fn lock(root: &Path) -> Layout {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match Layout::open(root) {

@@ -7,6 +7,7 @@
 mod changes;
 #[path = "../common/mod.rs"]
 mod common;
+mod mounted;
 
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -14,11 +15,10 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use common::world::{Fd, What, World, quiet_panics, recovered, still};
+use common::world::{Fd, What, World, lock, quiet_panics, recovered, still};
 use common::{Kind, LoopFs};
 use fsys_mount::backend::Call;
 use fsys_mount::config::policy::{Durability, WriteMode};
-use fsys_mount::engine::layout::Layout;
 use fsys_mount::engine::recover::recover;
 use fsys_mount::error::Errno;
 use fsys_mount::fs::Reply;
@@ -376,7 +376,7 @@ fn a_recovery_that_is_cut_short_goes_on() {
     [&a, &b].into_iter().for_each(|f| fs::write(f, OLD).unwrap());
     let chattr = |how: &str| assert!(std::process::Command::new("chattr").arg(how).arg(&b).status().unwrap().success());
     chattr("+i");
-    let layout = Layout::open(disk.path()).unwrap();
+    let layout = lock(disk.path());
     let error = recover(&layout, false).unwrap_err();
     assert!(error.what.contains(": b") && error.action.contains("chattr"), "{error}");
     assert_eq!((fs::read(&a).unwrap(), fs::read(&b).unwrap()), (patched(0, b"one"), OLD.to_vec()));
@@ -432,7 +432,7 @@ fn a_damaged_log() {
     }
     let dir = dir();
     records(dir.path()).write_all_at(b"x", 3).unwrap();
-    let layout = Layout::open(dir.path()).unwrap();
+    let layout = lock(dir.path());
     let before = fs::read(dir.path().join(LOG)).unwrap();
     let error = recover(&layout, false).unwrap_err();
     assert!(error.why.contains("damaged"), "{error}");
@@ -449,7 +449,7 @@ fn a_dry_run_lists_the_updates() {
     w.fsync(fd).unwrap();
     w.kill();
     fs::write(dir.path().join("a"), OLD).unwrap();
-    let layout = Layout::open(dir.path()).unwrap();
+    let layout = lock(dir.path());
     let look = recover(&layout, true).unwrap();
     assert!(look.to_string().contains("would write 1 update(s)") && look.to_string().contains("  a (inode"), "{look}");
     assert_eq!(fs::read(dir.path().join("a")).unwrap(), OLD);
