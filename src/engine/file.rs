@@ -80,8 +80,14 @@ impl Version {
 
     /// Counts a change of the inode at time `now_ms`. True when everything was durable before it.
     pub fn mark_changed(&self, now_ms: u64) -> bool {
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.inode_changed();
         self.mark_written(now_ms)
+    }
+
+    /// Counts a change of the inode that a write brings with it: also where the write goes to an overlay, it is to be
+    /// durable with that.
+    pub fn inode_changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Notes a change at time `now_ms`, of the inode or of what lies over it. True when everything was durable before.

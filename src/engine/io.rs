@@ -493,7 +493,7 @@ pub(super) fn ctime_of(st: &Stat) -> (i64, i64) {
 pub(super) fn drop_privileges(v: &Version, kill: bool) -> Result<(), Errno> {
     if v.caps.swap(false, Ordering::Relaxed) {
         match rfs::fremovexattr(v.fd(), CAPS) {
-            Ok(()) | Err(Errno::NODATA) => {}
+            Ok(()) | Err(Errno::NODATA) => v.inode_changed(),
             Err(e) => return Err(e),
         }
     }
@@ -501,6 +501,7 @@ pub(super) fn drop_privileges(v: &Version, kill: bool) -> Result<(), Errno> {
         let mode = rfs::fstat(v.fd())?.st_mode;
         if without_privileges(mode) != mode {
             rfs::fchmod(v.fd(), Mode::from_raw_mode(without_privileges(mode) & 0o7777))?;
+            v.inode_changed();
         }
     }
     Ok(())

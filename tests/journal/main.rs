@@ -334,6 +334,25 @@ fn times_are_the_programs() {
     assert_eq!(real(), 2000);
 }
 
+/// P2, P5. A write that takes set-user-ID away: that is durable with it.
+#[test]
+fn privileges_that_a_write_takes_away() {
+    let dir = dir();
+    let w = with_files(dir.path(), &["a"]);
+    let fd = open(&w, "a");
+    w.write_all(fd, 0, b"one").unwrap();
+    w.fsync(fd).unwrap();
+    w.chmod(fd, 0o4755).unwrap();
+    w.fsync(fd).unwrap();
+    w.write_unprivileged(fd, b"two").unwrap();
+    assert_eq!(w.fs.getattr(fd.node).unwrap().stat.st_mode & 0o7777, 0o755);
+    w.seam.watch(&[]);
+    w.close(fd).unwrap();
+    assert_eq!(steps(&w), [Call::SyncFile, Call::Journal, Call::SyncFile, Call::Apply], "the inode first");
+    assert_eq!(fs::metadata(dir.path().join("a")).unwrap().mode() & 0o7777, 0o755);
+    w.shutdown().unwrap();
+}
+
 /// P6, P7. A record of a file that was removed is skipped, also when another file got its inode number.
 #[test]
 fn a_reused_inode_number_is_another_file() {
