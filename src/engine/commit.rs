@@ -246,8 +246,9 @@ impl Engine {
         }
     }
 
-    /// Commits a file: `done` gets the result.
+    /// Commits a file, after what was acknowledged before in its directory: `done` gets the result.
     pub fn commit(self: &Arc<Self>, file: &Arc<File>, done: Done) {
+        self.submit_owed(file);
         self.commit_if(file, |_| true, done);
     }
 
