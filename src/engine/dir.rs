@@ -100,7 +100,7 @@ pub struct Dir {
     changed: AtomicU64,
     /// The newest change that a program was told is done and whose sync is still to come. A publication is none: it is
     /// acknowledged after its own barrier.
-    told: AtomicU64,
+    told_upto: AtomicU64,
     synced: AtomicU64,
 }
 
@@ -122,7 +122,7 @@ impl Dir {
             fd: Mutex::new(None),
             gone: AtomicBool::new(false),
             changed: AtomicU64::new(0),
-            told: AtomicU64::new(0),
+            told_upto: AtomicU64::new(0),
             synced: AtomicU64::new(0),
         }
     }
@@ -139,7 +139,7 @@ impl Dir {
 
     /// Everything up to now has to become durable, though nobody waits for it.
     pub fn mark_told(&self) {
-        self.told.fetch_max(self.changes(), Ordering::AcqRel);
+        self.told_upto.fetch_max(self.changes(), Ordering::AcqRel);
     }
 
     /// Attributes as programs see them.
@@ -209,7 +209,7 @@ impl Dir {
 
     /// Whether all name operations that a program was told of are durable.
     pub fn is_synced(&self) -> bool {
-        self.synced.load(Ordering::Acquire) >= self.told.load(Ordering::Acquire)
+        self.synced.load(Ordering::Acquire) >= self.told_upto.load(Ordering::Acquire)
     }
 }
 
