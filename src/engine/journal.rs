@@ -315,7 +315,7 @@ impl Engine {
                 Counters::add(&self.counters.journal_commits, 1);
                 version.overlaid().into_iter().for_each(Overlay::end);
                 let real = rfs::fstat(version.fd()).map(|st| ctime_of(&st)).ok();
-                st.ctime = real.map(|real| Ctime { real, shown: logged.ctime });
+                st.ctime = real.map(|real| Box::new(Ctime { real, shown: logged.ctime }));
                 if version.is_synced() {
                     version.dirty_ms.store(0, Ordering::Release);
                 }

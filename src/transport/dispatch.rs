@@ -526,7 +526,7 @@ fn entry_out(e: &Entry) -> abi::EntryOut {
 
 /// The answer to OPEN, OPENDIR, and the second half of that to CREATE.
 fn open_out(o: &Opened) -> abi::OpenOut {
-    abi::OpenOut { fh: o.fh, open_flags: o.flags(), backing_id: o.backing().unwrap_or(0) }
+    abi::OpenOut { fh: o.fh, open_flags: o.flags(), backing_id: o.backing().map_or(0, std::num::NonZeroI32::get) }
 }
 
 /// The protocol has 32 bits for a device: major in 12 of them, minor in 20 (`new_encode_dev` of linux/kdev_t.h).
