@@ -9,7 +9,7 @@
 //! | [`mount`] | life cycle: checks, lock, recovery, session, drain; control socket | `transport`, `fs`, `engine` |
 //! | [`transport`] | decodes the kernel's requests; the only place that names FUSE types | `fs` |
 //! | [`fs`] | the operation core: nodes, names, descriptors, attributes | `engine`, `backend` |
-//! | [`engine`] | the product: versions, dispatcher, replace pipeline, recovery | `backend` |
+//! | [`engine`] | the product: versions, dispatcher, replace pipeline, journal, recovery | `backend` |
 //! | [`backend`] | the backing file system as typed calls, behind the seam for tests | `sys` |
 //! | [`tuning`] | measures a directory and predicts what a mount of it gives | `engine`, `backend` |
 //! | `sys` | system calls that libraries lack; `unsafe` lives here and in `backend::uring` | |

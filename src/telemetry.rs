@@ -82,10 +82,16 @@ counters! {
     staging_full,
     /// Commits that took longer than slow_commit_ms.
     slow_commits,
+    /// Updates committed through the journal, write mode `journal`.
+    journal_commits,
+    /// Bytes now in the journal, which a recovery would read (gauge).
+    journal_bytes,
+    /// Times that the files in the journal were flushed and it began anew.
+    checkpoints,
 }
 
 /// The counters that can fall.
-pub const GAUGES: [&str; 4] = ["batch_peak", "staged_bytes", "staged_now", "in_flight"];
+pub const GAUGES: [&str; 5] = ["batch_peak", "staged_bytes", "staged_now", "in_flight", "journal_bytes"];
 
 impl Counters {
     /// Adds to a counter.

@@ -32,7 +32,7 @@ fn text(path: &Path) -> &str {
 fn wrong_usage_is_exit_1_and_says_what_to_do() {
     let cases: [(&[&str], &str); 6] = [
         (&["-o", "durabilty=close", "/a", "/b"], "did you mean `durability`?"),
-        (&["-o", "mode=journal", "/a", "/b"], "not built yet"),
+        (&["-o", "method=journal", "/a", "/b"], "write mode `journal`"),
         (&["-o", "threads=0", "/a", "/b"], "1 to 256"),
         (&["--config", "/nonexistent.toml", "/a", "/b"], "cannot read the configuration file"),
         (&["/a"], "<MOUNTPOINT>"),

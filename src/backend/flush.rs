@@ -53,8 +53,9 @@ impl Backing {
     }
 
     fn sync_gated(&self, call: impl Fn(usize) -> Call, jobs: &[SyncJob<'_>]) -> Vec<Result<(), Fault>> {
-        let mut results: Vec<_> = (0..jobs.len()).map(|i| contain(|| self.pass(call(i)).map(|_| ()))).collect();
-        let open: Vec<_> = results.iter().enumerate().filter(|(_, r)| r.is_ok()).map(|(i, _)| i).collect();
+        let passed: Vec<_> = (0..jobs.len()).map(|i| contain(|| self.pass(call(i)))).collect();
+        let open: Vec<_> = passed.iter().enumerate().filter(|(_, r)| **r == Ok(None)).map(|(i, _)| i).collect();
+        let mut results: Vec<_> = passed.into_iter().map(|r| r.map(drop)).collect();
         let run: Vec<_> = open.iter().map(|i| jobs[*i]).collect();
         for (i, r) in open.into_iter().zip(self.ring.sync_all(&run)) {
             results[i] = r.map_err(Fault::Os);

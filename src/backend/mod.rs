@@ -58,6 +58,10 @@ pub enum Call {
     Link,
     /// A failed version is moved or linked into `.fsys/failed`.
     Keep,
+    /// pwrite to the log of the journal.
+    Journal,
+    /// A step of writing a record of the journal into its file.
+    Apply,
     /// The answer to a program; cannot be failed, is only seen.
     Answer,
 }
@@ -69,7 +73,8 @@ pub enum Verdict {
     Go,
     /// Fail with this error instead.
     Fail(Errno),
-    /// A write: accept only this many bytes.
+    /// A write: accept only this many bytes. A flush of a file or directory: say it is done and do nothing, for tests
+    /// of the tests.
     Short(usize),
 }
 
@@ -159,6 +164,7 @@ pub struct Backing {
     root: OwnedFd,
     staging: OwnedFd,
     failed: OwnedFd,
+    journal: Option<OwnedFd>,
     proc_fd: OwnedFd,
     dev: u64,
     handles: bool,
@@ -187,6 +193,7 @@ impl Backing {
             root,
             staging,
             failed,
+            journal: None,
             proc_fd,
             dev,
             handles,
@@ -196,6 +203,11 @@ impl Backing {
             stage_seq: AtomicU64::new(stage_seed()),
             refuses: AtomicBool::new(false),
         })
+    }
+
+    /// With a journal in this directory, `.fsys/journal`.
+    pub fn with_journal(self, dir: OwnedFd) -> Self {
+        Self { journal: Some(dir), ..self }
     }
 
     /// Asks the gate.
@@ -235,6 +247,25 @@ impl Backing {
     /// Device number of the root: only files on it can be replaced.
     pub fn dev(&self) -> u64 {
         self.dev
+    }
+
+    /// `.fsys/journal`, where there is one and inodes can be found again by file handle, which records rely on.
+    pub fn journal(&self) -> Option<BorrowedFd<'_>> {
+        self.journal.as_ref().filter(|_| self.handles).map(AsFd::as_fd)
+    }
+
+    /// The log of the journal, made when it is not there.
+    pub fn open_log(&self, name: &str) -> Result<OwnedFd, Errno> {
+        self.pass(Call::Open)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let dir = self.journal().ok_or(Errno::OPNOTSUPP)?;
+        let fd = self.note_refusal(rfs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR))?;
+        if file_type(&rfs::fstat(&fd)?) == FileType::RegularFile { Ok(fd) } else { Err(Errno::INVAL) }
+    }
+
+    /// A new unnamed inode in `.fsys/staging`.
+    pub fn open_side(&self) -> Result<OwnedFd, Errno> {
+        self.open_stage(&self.staging, 0o600)
     }
 
     /// Keeps hold of the inode of an `O_PATH` (or any) descriptor.

@@ -62,6 +62,10 @@ fn words(s: &Status) -> String {
         row("config", config(&s.config)),
         row("uncommitted", uncommitted(s)),
         row("commits", format!("{} done, {} under way, {} slow", c.commits, c.in_flight, c.slow_commits)),
+        row(
+            "journal",
+            format!("{} committed, {} bytes, {} checkpoint(s)", c.journal_commits, c.journal_bytes, c.checkpoints),
+        ),
         row("in place", format!("{} synced", c.in_place_syncs)),
         row("coalescing", coalescing(s)),
         row("commit", latency(&s.commit_latency)),

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::Config;
-use super::policy::{Durability, Method, Policy, Rule, WriteMode};
+use super::policy::{Durability, Method, Policies, Policy, Rule, WriteMode};
 
 /// Names of the values of a policy.
 pub const POLICY: [&str; 4] = ["mode", "durability", "method", "restage_max_bytes"];
@@ -96,20 +96,12 @@ enum Value {
 
 fn policy_value(key: &str, value: &str) -> Result<Value, Refused> {
     Ok(match key {
-        "mode" => Value::Mode(built(word(key, value)?, &WriteMode::Journal, "replace, in-place or auto")?),
+        "mode" => Value::Mode(word(key, value)?),
         "durability" => Value::Durability(word(key, value)?),
-        "method" => Value::Method(built(word(key, value)?, &Method::Journal, "sync, data, direct or auto")?),
+        "method" => Value::Method(word(key, value)?),
         "restage_max_bytes" => Value::Restage(number(key, value, 0..=u64::MAX)?),
         _ => return Err(Refused::unknown("key", key, POLICY)),
     })
-}
-
-/// Refuses the one value that this version knows and cannot do yet.
-fn built<T: ValueEnum + PartialEq>(value: T, missing: &T, instead: &str) -> Result<T, Refused> {
-    if value == *missing {
-        return Err(Refused::new("`journal` is not built yet".into(), format!("use {instead}")));
-    }
-    Ok(value)
 }
 
 fn word<T: ValueEnum>(key: &str, value: &str) -> Result<T, Refused> {
@@ -230,6 +222,31 @@ pub struct Setting {
     pub value: String,
     /// Source: `built-in default`, `/etc/fsys.toml:3`, `command line`.
     pub source: String,
+}
+
+impl Policies {
+    /// Whether the values go together: method `journal` is the flush of the log that write mode `journal` has, and no
+    /// other mode has one. Where rules overlap so that both meet for a path all the same, it means `auto` there.
+    pub fn check(&self) -> Result<(), Refused> {
+        let base = self.base.mode == WriteMode::Journal;
+        let fits = |mode: Option<WriteMode>, method: Method| {
+            method != Method::Journal || mode.map_or(base, |m| m == WriteMode::Journal)
+        };
+        let refused = |who: String| {
+            let action = "set mode = \"journal\" with it, or use method sync, data, direct or auto";
+            Err(Refused::new(
+                format!("{who} method `journal`, but not write mode `journal`, which it belongs to"),
+                action,
+            ))
+        };
+        if !fits(None, self.base.method) {
+            return refused("the policy has".into());
+        }
+        match self.rules.iter().find(|r| !fits(r.mode, r.method.unwrap_or(self.base.method))) {
+            Some(r) => refused(format!("the rule `{}` ({}) has", r.glob, r.source)),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Config {
@@ -398,6 +415,28 @@ mod tests {
     }
 
     #[test]
+    fn method_journal_goes_with_its_mode_alone() {
+        let with = |base: &[(&str, &str)], rule: &[(&str, &str)]| {
+            let mut c = Config::default();
+            base.iter().for_each(|(k, v)| c.set(k, v, "test").unwrap());
+            let mut r = Rule::new("*.db", "/etc/x.toml:7").unwrap();
+            rule.iter().for_each(|(k, v)| r.set(k, v).unwrap());
+            c.policies.rules.push(r);
+            c.policies.check().map_err(|r| r.why)
+        };
+        let (mode, method, other) = (("mode", "journal"), ("method", "journal"), ("mode", "replace"));
+        for (base, rule) in
+            [(&[][..], &[mode, method][..]), (&[mode, method], &[]), (&[mode], &[method]), (&[], &[mode])]
+        {
+            assert_eq!(with(base, rule), Ok(()), "{base:?} {rule:?}");
+        }
+        assert!(with(&[method], &[]).unwrap_err().starts_with("the policy has"));
+        for (base, rule) in [(&[][..], &[method][..]), (&[mode], &[other, method]), (&[mode, method], &[other])] {
+            assert!(with(base, rule).unwrap_err().contains("`*.db` (/etc/x.toml:7)"), "{base:?} {rule:?}");
+        }
+    }
+
+    #[test]
     fn refuses_with_the_remedy() {
         let mut c = Config::default();
         let mut refused = |k: &str, v: &str| c.set(k, v, "test").unwrap_err();
@@ -407,11 +446,10 @@ mod tests {
         assert!(refused("batch_max", "0").action.contains("1 to 65536"));
         assert!(refused("window_us", "-1").why.contains("`-1`"));
         assert_eq!(refused("passthrough", "on").action, "use one of: auto, off");
-        assert!(refused("mode", "journal").why.contains("not built yet"));
-        assert!(refused("method", "journal").why.contains("not built yet"));
         assert!(refused("log", "loud").action.contains("error, warn"));
         assert!(refused("xattr_policy", "yes").action.contains("true or false"));
         assert!(refused("metrics", "9469").action.contains("127.0.0.1:9469"));
+        assert!(refused("mode", "journaled").action.contains("journal"));
         assert!(c.sources.is_empty() && c.limits == super::super::Limits::default());
     }
 }

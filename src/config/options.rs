@@ -212,6 +212,7 @@ impl Options {
         }
         config.policies.rules.extend(self.rules.iter().cloned());
         config.check().map_err(|r| refused("metrics", r))?;
+        config.policies.check().map_err(|r| refused("method", r))?;
         Ok(config)
     }
 
@@ -333,7 +334,7 @@ mod tests {
         for (list, why, action) in [
             ("alow_other", "unknown option `alow_other`", "did you mean `allow_other`?"),
             ("window-us=3", "unknown option `window-us`", "did you mean `window_us`?"),
-            ("mode=journal", "not built yet", "replace"),
+            ("mode=journaled", "no value of `mode`", "journal"),
             ("mode", "needs a value", "mode=VALUE"),
             ("ro=1", "takes no value", "`ro` alone"),
             ("threads=many", "`many` is no value", "whole number"),
@@ -346,6 +347,8 @@ mod tests {
             let e = read(list).unwrap_err();
             assert!(e.why.contains(why) && e.action.contains(action), "{list}: {e}");
         }
+        let e = read("method=journal").unwrap().config().unwrap_err();
+        assert!(e.what.contains("`method`") && e.why.contains("write mode `journal`"), "{e}");
         let o = Options::understand(&split("gizmo,mode=auto"), true).unwrap();
         assert_eq!(o.unknown, ["gizmo"]);
         assert!(Options::understand(&split("mode=what"), true).is_err());

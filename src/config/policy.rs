@@ -48,7 +48,7 @@ pub enum Method {
     Data,
     /// `O_DIRECT` writes where aligned, and fdatasync(2).
     Direct,
-    /// Redo log.
+    /// The flush of the redo log; write mode `journal` has it whatever the method, and only that mode has it.
     Journal,
 }
 
@@ -175,6 +175,12 @@ impl Policies {
     /// True when every path has the base policy, so no path needs to be known.
     pub fn is_uniform(&self) -> bool {
         self.rules.is_empty() && self.forced.is_empty()
+    }
+
+    /// True when some path may have write mode `journal`.
+    pub fn use_journal(&self) -> bool {
+        let modes = self.rules.iter().filter_map(|r| r.mode);
+        std::iter::once(self.base.mode).chain(modes).any(|m| m == WriteMode::Journal)
     }
 
     /// The policy of `path`, relative to the root of the mount, and where each value comes from; `own` is what the

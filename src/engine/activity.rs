@@ -200,8 +200,9 @@ impl Engine {
     pub(super) fn note_commit(&self, ticket: &Ticket, times: &StepTimes, done: bool) {
         let (file, place) = match &ticket.work {
             Work::Publish { file, place, .. } => (file, Some(place)),
+            Work::Journal { file, names, .. } => (file, names.first()),
             Work::SyncFile { file, .. } => (file, None),
-            Work::SyncDir(_) | Work::Unlink { .. } | Work::Copy(_) => return,
+            Work::SyncDir(_) | Work::Unlink { .. } | Work::Checkpoint | Work::Copy(_) => return,
         };
         let took = ticket.at.elapsed();
         let (tid, level) = file.last_use();

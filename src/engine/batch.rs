@@ -1,15 +1,15 @@
-//! The replace pipeline: what happens to a batch.
+//! The pipeline: what happens to a batch.
 //!
 //! 1. the data of all staged versions is made durable together (or, where the file system's order allows it, written
-//!    out together ahead of the barrier);
-//! 2. the versions are published in the order of submission, each by one atomic rename;
+//!    out together ahead of the barrier), and so are the records of the journal;
+//! 2. the versions are published in the order of submission, each by one atomic rename, or written from the journal;
 //! 3. one barrier: every distinct parent directory once, and the files written in place, side by side;
 //! 4. everybody is answered, each with the result of their own operation.
 //!
 //! A failure in a step fails that operation alone; a panic is such a failure. A barrier that fails with EIO means
 //! that the device does not keep what it acknowledged: the mount turns read-only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,6 +23,7 @@ use super::dir::{Dir, Place};
 use super::dispatch::{Cause, CommitError, Copy, Outcome, Step, Ticket, Work};
 use super::file::{Ctime, Version};
 use super::io::ctime_of;
+use super::journal::Logged;
 use crate::backend::probe::Strategy;
 use crate::backend::uring::SyncJob;
 use crate::backend::{Anchor, Call, Fault, contain};
@@ -30,11 +31,13 @@ use crate::config::policy::Method;
 use crate::telemetry::Counters;
 
 /// An operation on its way through the pipeline.
-struct Op {
-    ticket: Ticket,
+pub(super) struct Op {
+    pub ticket: Ticket,
     error: Option<CommitError>,
     /// What a publication brought.
     published: Option<Published>,
+    /// Its record in the journal, once that is durable.
+    pub logged: Option<Logged>,
 }
 
 /// The committed inode that a version became.
@@ -46,7 +49,7 @@ pub(super) struct Published {
 }
 
 impl Op {
-    fn fail(&mut self, step: Step, source: impl Into<Cause>) {
+    pub fn fail(&mut self, step: Step, source: impl Into<Cause>) {
         if self.error.is_none() {
             self.error = Some(CommitError::at(step, source));
         }
@@ -60,7 +63,7 @@ impl Op {
         }
     }
 
-    fn alive(&self) -> bool {
+    pub fn alive(&self) -> bool {
         self.error.is_none()
     }
 
@@ -69,9 +72,24 @@ impl Op {
         match &self.ticket.work {
             Work::Publish { place, .. } | Work::Unlink { place, .. } => Some(&place.dir),
             Work::SyncDir(dir) => Some(dir),
-            Work::SyncFile { .. } | Work::Copy(_) => None,
+            Work::SyncFile { .. } | Work::Journal { .. } | Work::Checkpoint | Work::Copy(_) => None,
         }
     }
+}
+
+/// How many operations from the first on can run as one batch. Records are durable before names are published, so one
+/// that was submitted after a change of names in its directory waits for the next.
+fn part_len(ops: &[Op]) -> usize {
+    let mut named = HashSet::new();
+    let is_late = |op: &Op| match &op.ticket.work {
+        Work::Journal { names, .. } => names.iter().any(|p| named.contains(&Arc::as_ptr(&p.dir))),
+        Work::Publish { place, .. } | Work::Unlink { place, .. } => {
+            named.insert(Arc::as_ptr(&place.dir));
+            false
+        }
+        _ => false,
+    };
+    ops.iter().position(is_late).unwrap_or(ops.len())
 }
 
 /// How a version's data is flushed ahead of its publication.
@@ -86,8 +104,17 @@ impl Engine {
     /// Runs a batch. Every ticket is answered, whatever happens.
     pub(super) fn run_batch(&self, batch: Vec<Ticket>) {
         self.accounts.batch_sizes.record_value(batch.len() as u64);
+        let op = |ticket| Op { ticket, error: None, published: None, logged: None };
+        let mut part: Vec<_> = batch.into_iter().map(op).collect();
+        while !part.is_empty() {
+            let rest = part.split_off(part_len(&part));
+            self.run_part(std::mem::replace(&mut part, rest));
+        }
+        self.checkpoint_when_full();
+    }
+
+    fn run_part(&self, mut ops: Vec<Op>) {
         let mut times = StepTimes::begin();
-        let mut ops: Vec<_> = batch.into_iter().map(|ticket| Op { ticket, error: None, published: None }).collect();
         let steps: [(Step, fn(&Self, &mut [Op])); 3] =
             [(Step::Data, Self::flush_data), (Step::Publish, Self::publish_all), (Step::SyncParent, Self::barrier)];
         for (step, run) in steps {
@@ -138,6 +165,7 @@ impl Engine {
                 op.fail(Step::Data, fault);
             }
         }
+        self.log_all(ops);
         let plan: Vec<(usize, Arc<Version>, Flush)> = ops
             .iter()
             .enumerate()
@@ -179,7 +207,8 @@ impl Engine {
                     contain(|| self.publish(version, place, *replaces)).map(Some)
                 }
                 Work::Unlink { place, rmdir } => contain(|| self.unlink_now(place, *rmdir)).map(|()| None),
-                Work::SyncFile { .. } | Work::SyncDir(_) | Work::Copy(_) => Ok(None),
+                Work::Journal { version, .. } => self.apply(version, op.logged.as_ref()).map(|()| None),
+                Work::SyncFile { .. } | Work::SyncDir(_) | Work::Checkpoint | Work::Copy(_) => Ok(None),
             };
             match r {
                 Ok(published) => op.published = published,
@@ -221,7 +250,11 @@ impl Engine {
     }
 
     fn copy_now(&self, c: &Copy) -> Result<(), Errno> {
-        let n = self.backing.copy_range(c.src.fd(), c.src_off, c.dst.fd(), c.dst_off, c.len)?;
+        let n = if c.src.overlaid().is_some() || c.dst.overlaid().is_some() {
+            self.copy_through(c)?
+        } else {
+            self.backing.copy_range(c.src.fd(), c.src_off, c.dst.fd(), c.dst_off, c.len)?
+        };
         c.copied.store(n, Ordering::Release);
         Ok(())
     }
@@ -238,7 +271,11 @@ impl Engine {
                 _ => None,
             })
             .collect();
+        let checkpoints = ops.iter().any(|op| matches!(op.ticket.work, Work::Checkpoint));
         if dirs.is_empty() && files.is_empty() {
+            if checkpoints {
+                self.checkpoint_for(ops);
+            }
             return;
         }
         let upto: Vec<u64> = files.iter().map(|f| f.1.changes.load(Ordering::Acquire)).collect();
@@ -260,9 +297,15 @@ impl Engine {
                 note(op, Step::SyncParent, r.clone());
             }
         }
-        for ((f, upto), r) in files.iter().zip(upto).zip(file_results) {
+        for (f, r) in files.iter().zip(file_results) {
             self.watch_device(&r, "flush of a file written in place");
             note(&mut ops[f.0], Step::Data, r);
+        }
+        if checkpoints || files.iter().any(|f| self.journal.wrote(f.1.id)) {
+            // What was just made durable must not be undone by an older record.
+            self.checkpoint_for(ops);
+        }
+        for (f, upto) in files.iter().zip(upto) {
             if let Work::SyncFile { file, version, .. } = &ops[f.0].ticket.work {
                 self.file_synced(file, version, upto, &outcome(&ops[f.0]));
             }
@@ -293,7 +336,7 @@ impl Engine {
     }
 
     /// All barriers of a batch side by side: they share the file system's journal commit.
-    fn sync_group(
+    pub(super) fn sync_group(
         &self,
         dirs: &[(Arc<Dir>, Arc<OwnedFd>, u64)],
         files: &[SyncJob<'_>],
@@ -328,14 +371,19 @@ impl Engine {
                     Counters::add(&self.counters.commits, 1);
                     self.published(file, version, place, published);
                 }
-                (None, Err(e)) => self.commit_failed(file, version, place, e),
+                (None, Err(e)) => self.commit_failed(file, version, e),
                 (None, Ok(())) => {
-                    self.commit_failed(file, version, place, &CommitError::at(Step::Publish, Fault::Os(Errno::IO)))
+                    self.commit_failed(file, version, &CommitError::at(Step::Publish, Fault::Os(Errno::IO)))
                 }
+            },
+            Work::Journal { file, version, names } => match (&op.logged, &result) {
+                (Some(logged), r) => self.journaled(file, version, names, logged, r),
+                (None, Err(e)) => self.commit_failed(file, version, e),
+                (None, Ok(())) => self.commit_failed(file, version, &CommitError::at(Step::Data, Fault::Os(Errno::IO))),
             },
             Work::SyncFile { .. } => Counters::add(&self.counters.in_place_syncs, 1),
             Work::SyncDir(_) => Counters::add(&self.counters.dir_sync_requests, 1),
-            Work::Unlink { .. } | Work::Copy(_) => {}
+            Work::Unlink { .. } | Work::Checkpoint | Work::Copy(_) => {}
         }
         // The gate only sees an answer; its verdict does not change it.
         drop(contain(|| self.backing.pass(Call::Answer)));
@@ -350,7 +398,7 @@ impl Engine {
     }
 
     /// A barrier that fails with EIO: what the device acknowledges is not to be believed any more.
-    fn watch_device(&self, r: &Result<(), Fault>, what: &str) {
+    pub(super) fn watch_device(&self, r: &Result<(), Fault>, what: &str) {
         match r {
             Err(Fault::Os(Errno::IO)) => self.poison(&format!("{what} failed with EIO")),
             Err(fault) => self.count_panic(fault),
@@ -359,7 +407,7 @@ impl Engine {
     }
 }
 
-fn note(op: &mut Op, step: Step, r: Result<(), Fault>) {
+pub(super) fn note(op: &mut Op, step: Step, r: Result<(), Fault>) {
     if let Err(fault) = r {
         op.fail(step, fault);
     }

@@ -185,9 +185,12 @@ impl Engine {
     }
 
     fn submit_stage(self: &Arc<Self>, file: &Arc<File>, st: &mut State, done: Done) -> Answer {
-        let (Ok(version), Some(place)) = (st.open_version().cloned(), st.names.first().cloned()) else {
-            return Some((done, Err(CommitError::at(Step::Queue, Fault::Os(Errno::IO)))));
-        };
+        let unusable = || Err(CommitError::at(Step::Queue, Fault::Os(Errno::IO)));
+        let Ok(version) = st.open_version().cloned() else { return Some((done, unusable())) };
+        let place = st.names.first().cloned();
+        if place.is_none() && version.overlaid().is_none() {
+            return Some((done, unusable()));
+        }
         if let Err(e) = st.go(Event::Submit) {
             return Some((done, Err(CommitError::at(Step::Queue, Fault::Os(e)))));
         }
@@ -195,12 +198,19 @@ impl Engine {
         if let Some((_, e)) = taint {
             // A write failed and the program closed regardless: what there is would be a prefix.
             let error = CommitError::at(Step::Data, Fault::Os(e));
-            self.fail(file, st, &version, &place, &error);
+            self.fail(file, st, &version, &error);
             return Some((done, Err(error)));
         }
-        let work =
-            Work::Publish { file: file.clone(), version, place, replaces: st.id.is_some(), method: st.policy.method };
-        self.send(work, done);
+        let (file, method) = (file.clone(), st.policy.method);
+        self.send(
+            match place {
+                Some(place) if version.overlaid().is_none() => {
+                    Work::Publish { file, version, place, replaces: st.id.is_some(), method }
+                }
+                _ => Work::Journal { file, version, names: st.names.clone() },
+            },
+            done,
+        );
         None
     }
 
@@ -298,14 +308,14 @@ impl Engine {
     }
 
     /// The commit failed before it was published.
-    pub(super) fn commit_failed(&self, file: &Arc<File>, version: &Arc<Version>, place: &Place, error: &CommitError) {
+    pub(super) fn commit_failed(&self, file: &Arc<File>, version: &Arc<Version>, error: &CommitError) {
         let mut st = file.state.write();
-        self.fail(file, &mut st, version, place, error);
+        self.fail(file, &mut st, version, error);
         self.settled(file, st, &Err(error.clone()));
     }
 
     /// Ends a commit: everyone who waited for it goes on.
-    fn settled(&self, file: &Arc<File>, mut st: parking_lot::RwLockWriteGuard<'_, State>, r: &Outcome) {
+    pub(super) fn settled(&self, file: &Arc<File>, mut st: parking_lot::RwLockWriteGuard<'_, State>, r: &Outcome) {
         let waiting = st.waiting.get_mut().take().unwrap_or_default();
         if st.version.as_ref().is_none_or(|v| v.dirty_ms.load(Ordering::Acquire) == 0) {
             self.unsettled.lock().remove(&file.tag);
@@ -324,57 +334,63 @@ impl Engine {
     }
 
     /// In phase `Committing`: the previous version stands, the failed one is kept and named.
-    fn fail(&self, file: &Arc<File>, st: &mut State, version: &Arc<Version>, place: &Place, error: &CommitError) {
-        let had_old = st.id.is_some();
+    fn fail(&self, file: &Arc<File>, st: &mut State, version: &Arc<Version>, error: &CommitError) {
+        let (had_old, new_inode, names) = (st.id.is_some(), st.is_new_inode(), st.names.clone());
         if st.go(if had_old { Event::FailedOld } else { Event::FailedNew }).is_err() {
             return;
         }
         st.failures += 1;
-        if st.owes() {
-            *place.dir.lost.lock() = Some(error.errno());
+        if let Some(dir) = &st.owed_in {
+            *dir.lost.lock() = Some(error.errno());
         }
         st.paid();
         self.unsettled.lock().remove(&file.tag);
         st.unflushed = 0;
         self.end_stage(version);
-        self.keep_failed(version, place, error);
+        self.keep_failed(version, names.first(), error);
         version.dirty_ms.store(0, Ordering::Release);
-        self.unclaim(file, place);
-        self.observer().discarded(file, version.id);
+        names.iter().for_each(|place| self.unclaim(file, place));
+        if new_inode {
+            self.observer().discarded(file, version.id);
+        }
         if had_old {
             st.version = None;
             let writable = st.writers > 0;
             if st.opens > 0
                 && let Err(e) = contain(|| self.ensure_version(st, writable))
             {
-                tracing::error!(path = %place.path().display(), error = %e, "the previous version cannot be opened");
+                tracing::error!(path = %path_of(names.first()), error = %e, "the previous version cannot be opened");
             }
         } else {
             st.names.clear();
         }
-        let name = (!had_old).then(|| (place.dir.tag, place.name.clone()));
+        let name = names.first().filter(|_| !had_old).map(|p| (p.dir.tag, p.name.clone()));
         self.observer().behind(Behind { tag: file.tag, name });
     }
 
     /// Links the failed version into `.fsys/failed` and names it in log, status and metrics.
-    fn keep_failed(&self, version: &Version, place: &Place, error: &CommitError) {
-        let path = place.path();
-        let base: String = place.name.to_string_lossy().chars().filter(|c| !c.is_control()).take(48).collect();
+    fn keep_failed(&self, version: &Version, place: Option<&Place>, error: &CommitError) {
+        let path = path_of(place);
+        let base = place.map(|p| p.name.to_string_lossy().into_owned()).unwrap_or_default();
+        let base: String = base.chars().filter(|c| !c.is_control()).take(48).collect();
         let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-        let name = format!("{stamp}-{base}");
-        let kept = contain(|| self.backing.keep(version.fd(), version.temp.lock().as_deref(), &name));
+        let mut name = format!("{stamp}-{base}");
+        let kept = match version.overlaid() {
+            Some(overlay) => contain(|| self.keep_overlay(version, overlay, &mut name)),
+            None => contain(|| self.backing.keep(version.fd(), version.temp.lock().as_deref(), &name)),
+        };
         Counters::add(&self.counters.commit_failures, 1);
         let kept_as = match &kept {
             Ok(()) => name,
             Err(_) => String::new(),
         };
         tracing::error!(
-            path = %path.display(), step = %error.failed_at, cause = %error.source, kept = %kept_as,
+            %path, step = %error.failed_at, cause = %error.source, kept = %kept_as,
             keep_error = kept.err().map(|e| e.to_string()),
             "commit failed: the previous version stands; free space or check the device, then save again"
         );
         self.note_failed(FailedVersion {
-            path: path.display().to_string(),
+            path,
             kept_as,
             failed_at: error.failed_at.to_string(),
             error: error.source.to_string(),
@@ -382,7 +398,7 @@ impl Engine {
     }
 
     /// At the end of the mount: a version that a program was still writing is kept, not published.
-    pub(super) fn keep_unfinished_version(&self, version: &Version, place: &Place) {
+    pub(super) fn keep_unfinished_version(&self, version: &Version, place: Option<&Place>) {
         let error = CommitError::at(Step::Queue, Cause::Shutdown);
         self.keep_failed(version, place, &error);
     }
@@ -401,6 +417,11 @@ impl Engine {
         }
         self.idle.notify_all();
     }
+}
+
+/// A name for people.
+pub(super) fn path_of(place: Option<&Place>) -> String {
+    place.map_or_else(|| "a file without a known name".into(), |p| p.path().display().to_string())
 }
 
 struct Countdown {

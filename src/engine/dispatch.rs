@@ -139,6 +139,15 @@ pub enum Work {
         /// How its data is flushed.
         method: Method,
     },
+    /// Write the changes of a file to the journal, flush that, write them into the file.
+    Journal {
+        /// The file, in phase `Committing`.
+        file: Arc<File>,
+        /// Its version, with an overlay.
+        version: Arc<Version>,
+        /// The names that are known.
+        names: Vec<Place>,
+    },
     /// Make the writes in place of a file durable.
     SyncFile {
         /// The file.
@@ -148,6 +157,8 @@ pub enum Work {
         /// fdatasync is enough.
         data_only: bool,
     },
+    /// Make the files durable that were written from the journal, and begin it anew.
+    Checkpoint,
     /// Make the names of a directory durable.
     SyncDir(Arc<Dir>),
     /// Remove a name and make that durable.

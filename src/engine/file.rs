@@ -3,14 +3,15 @@
 use std::ffi::OsStr;
 use std::num::NonZeroI32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
 use super::dir::{Dir, Place};
 use super::dispatch::Done;
+use super::overlay::Overlay;
 use super::state::{Event, Phase};
 use crate::backend::{Anchor, FileId};
 use crate::config::policy::{Durability, Policy};
@@ -50,6 +51,8 @@ pub struct Version {
     pub before: Mutex<Option<Arc<Version>>>,
     /// A write that failed and was not made good: the version is not what the program wanted.
     pub taint: Mutex<Option<(u64, Errno)>>,
+    /// In write mode `journal`: changes that wait for their commit.
+    pub overlay: OnceLock<Overlay>,
 }
 
 impl Version {
@@ -71,12 +74,24 @@ impl Version {
             temp: Mutex::new(None),
             before: Mutex::new(None),
             taint: Mutex::new(None),
+            overlay: OnceLock::new(),
         }
     }
 
-    /// Counts a change at time `now_ms`. True when everything was durable before it.
+    /// Counts a change of the inode at time `now_ms`. True when everything was durable before it.
     pub fn mark_changed(&self, now_ms: u64) -> bool {
+        self.inode_changed();
+        self.mark_written(now_ms)
+    }
+
+    /// Counts a change of the inode that a write brings with it: also where the write goes to an overlay, it is to be
+    /// durable with that.
+    pub fn inode_changed(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Notes a change at time `now_ms`, of the inode or of what lies over it. True when everything was durable before.
+    pub fn mark_written(&self, now_ms: u64) -> bool {
         self.last_write_ms.store(now_ms, Ordering::Relaxed);
         self.dirty_ms.compare_exchange(0, now_ms.max(1), Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
@@ -85,13 +100,13 @@ impl Version {
     pub fn mark_synced(&self, changes: u64) -> bool {
         self.synced.fetch_max(changes, Ordering::AcqRel);
         let all = self.is_synced();
-        if all {
+        if all && self.overlaid().is_none() {
             self.dirty_ms.store(0, Ordering::Release);
         }
         all
     }
 
-    /// Whether every change is known to be durable.
+    /// Whether every change of the inode is known to be durable.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire) >= self.changes.load(Ordering::Acquire)
     }
@@ -222,6 +237,11 @@ impl State {
     /// Whether content is seen that no commit has published.
     pub fn is_staged(&self) -> bool {
         matches!(self.phase, Phase::Staged | Phase::Committing)
+    }
+
+    /// Whether that content is an inode of its own, not an overlay over the committed one.
+    pub fn is_new_inode(&self) -> bool {
+        self.is_staged() && self.version.as_ref().is_none_or(|v| v.overlaid().is_none())
     }
 }
 

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::Engine;
 use super::dispatch::{Copy, Done, Work};
 use super::file::{File, Handle, State, Version};
+use super::overlay::Overlay;
 use super::served::Register;
 use super::stage::{Content, without_privileges};
 use super::state::Phase;
@@ -78,9 +79,10 @@ impl Engine {
         }
         st.policy = policy;
         let replace = if truncates { self.truncate_all(file, &mut st, policy, unprivileged) } else { Ok(false) };
+        let staging = matches!(policy.mode, WriteMode::Replace | WriteMode::Journal);
         Access::Done(replace.map(|r| {
             st.kernel = Self::server(&st, register);
-            let mut h = opened(file, &mut st, flags, policy, r || policy.mode == WriteMode::Replace);
+            let mut h = opened(file, &mut st, flags, policy, r || staging);
             self.note_unseen(&mut h, &mut st);
             h
         }))
@@ -129,40 +131,45 @@ impl Engine {
         policy: Policy,
         kill: bool,
     ) -> Result<bool, Errno> {
-        let stageable = st.phase == Phase::Clean && policy.mode != WriteMode::InPlace;
+        let clean = st.phase == Phase::Clean;
+        let stageable = clean && !matches!(policy.mode, WriteMode::InPlace | WriteMode::Journal);
         if stageable && self.begin_stage(file, st, Content::Empty, policy, kill)? {
             return Ok(true);
         }
+        let begun = clean && policy.mode == WriteMode::Journal && self.begin_overlay(file, st, policy)?;
         self.ensure_version(st, true)?;
         let v = st.open_version()?.clone();
-        self.backing.truncate(v.fd(), 0)?;
+        self.resize(&v, 0)?;
         *v.taint.lock() = None;
         drop_privileges(&v, kill)?;
-        self.touched(file, &v);
+        if begun {
+            // As with any rewrite: nothing was written yet.
+            v.overlaid().into_iter().for_each(Overlay::forget_count);
+        } else {
+            self.touched(file, &v);
+        }
         Ok(st.is_staged() && policy.mode != WriteMode::InPlace)
     }
 
     /// Reads at an offset; fewer bytes only at the end of the file.
     pub fn read(&self, file: &File, off: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         let version = file.state.read().open_version()?.clone();
-        let mut done = 0;
-        while done < buf.len() {
-            match rustix::io::pread(version.fd(), &mut buf[done..], off + done as u64) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(Errno::INTR) => {}
-                Err(e) if done == 0 => return Err(e),
-                Err(_) => break,
-            }
+        version.read_at(off, buf)
+    }
+
+    /// Makes the content of a version so long.
+    fn resize(&self, v: &Version, size: u64) -> Result<(), Errno> {
+        match v.overlaid() {
+            Some(o) => o.cut(&self.backing, size),
+            None => self.backing.truncate(v.fd(), size),
         }
-        Ok(done)
     }
 
     /// Writes at an offset; may write less, as write(2) may.
     pub fn write(self: &Arc<Self>, h: &Handle, off: u64, data: &[u8], kill: bool) -> Access<usize> {
         self.change(h, true, |v, staged| {
             if staged {
-                self.account(v, off + data.len() as u64).inspect_err(|e| taint(v, off, *e))?;
+                self.account_write(v, off, data.len() as u64).inspect_err(|e| taint(v, off, *e))?;
             }
             drop_privileges(v, kill)?;
             // A panic half way is a failed write too: what there is must not be published.
@@ -182,6 +189,9 @@ impl Engine {
     }
 
     fn put(&self, v: &Version, off: u64, data: &[u8]) -> Result<usize, Errno> {
+        if let Some(overlay) = v.overlaid() {
+            return overlay.write(&self.backing, off, data);
+        }
         if let Some(direct) = &v.direct {
             let aligned = off % DIRECT_ALIGN == 0 && data.len() as u64 % DIRECT_ALIGN == 0 && !data.is_empty();
             if aligned {
@@ -230,7 +240,7 @@ impl Engine {
             return Access::Done(r.map(|_| ()));
         }
         let resize = |v: &Version, _staged: bool| {
-            self.backing.truncate(v.fd(), size)?;
+            self.resize(v, size)?;
             heal(v, size, usize::MAX);
             drop_privileges(v, kill)
         };
@@ -246,8 +256,12 @@ impl Engine {
             self.commit_quietly(file, State::owes_version);
             return Access::Wait;
         }
+        let overlay = st.phase == Phase::Clean && policy.mode == WriteMode::Journal;
+        let ready = self.ensure_version(&mut st, true);
+        let ready =
+            ready.and_then(|()| if overlay { self.begin_overlay(file, &mut st, policy).map(drop) } else { Ok(()) });
         let staged = st.is_staged();
-        Access::Done(self.ensure_version(&mut st, true).and_then(|()| {
+        Access::Done(ready.and_then(|()| {
             let v = st.open_version()?.clone();
             resize(&v, staged)?;
             self.touched(file, &v);
@@ -260,6 +274,10 @@ impl Engine {
     pub fn allocate(self: &Arc<Self>, h: &Handle, off: u64, len: u64, mode: i32, kill: bool) -> Access<()> {
         self.change(h, true, |v, staged| {
             let flags = FallocateFlags::from_bits_retain(mode as u32);
+            if let Some(overlay) = v.overlaid() {
+                drop_privileges(v, kill)?;
+                return overlay.allocate(&self.backing, v.fd(), flags, off, len);
+            }
             if staged && !flags.contains(FallocateFlags::PUNCH_HOLE) {
                 self.account(v, off + len)?;
             }
@@ -284,10 +302,9 @@ impl Engine {
             Ok(v) => v.clone(),
             Err(e) => return Access::Done(Err(e)),
         };
-        let end = dst_off + len as u64;
         let target = self.change(dst, false, |v, staged| {
             if staged {
-                self.account(v, end)?;
+                self.account_write(v, dst_off, len as u64)?;
             }
             drop_privileges(v, kill)
         });
@@ -298,7 +315,8 @@ impl Engine {
         }
         // Taken again with the lock: the version that the ticket names is the one that a later commit publishes.
         let st = dst.file.state.read();
-        if st.phase == Phase::Committing {
+        let ended = Self::wants_stage(dst, &st) || Self::wants_overlay(dst, &st);
+        if st.phase == Phase::Committing || ended {
             return Access::Wait;
         }
         let Some(v) = st.version.clone() else { return Access::Done(Err(Errno::BADF)) };
@@ -353,7 +371,8 @@ impl Engine {
                     self.commit_quietly(&h.file, State::owes_version);
                     return Access::Wait;
                 }
-                if let Some(v) = st.version.as_ref().filter(|v| v.writable && !Self::wants_stage(h, &st)) {
+                let other = Self::wants_stage(h, &st) || Self::wants_overlay(h, &st);
+                if let Some(v) = st.version.as_ref().filter(|v| v.writable && !other) {
                     let staged = st.phase == Phase::Staged;
                     let r = f(v, staged);
                     // A write that failed counts too: the close after it must not say that all is well.
@@ -374,10 +393,14 @@ impl Engine {
         }
     }
 
-    /// Makes the file ready for writes through `h`: a new staged version, or the backing file opened for writing.
+    /// Makes the file ready for writes through `h`: a new staged version, an overlay, or the backing file opened for
+    /// writing.
     fn prepare(self: &Arc<Self>, h: &Handle) -> Result<(), Errno> {
         let mut st = h.file.state.write();
         if Self::wants_stage(h, &st) && !self.begin_stage(&h.file, &mut st, Content::Same, h.policy, false)? {
+            h.replace.store(false, Ordering::Relaxed);
+        }
+        if Self::wants_overlay(h, &st) && !self.begin_overlay(&h.file, &mut st, h.policy)? {
             h.replace.store(false, Ordering::Relaxed);
         }
         if st.phase == Phase::Committing { Ok(()) } else { self.ensure_version(&mut st, true) }
@@ -385,7 +408,8 @@ impl Engine {
 
     /// Notes that the version changed and is to be made durable.
     pub(super) fn touched(&self, file: &Arc<File>, v: &Version) {
-        if v.mark_changed(self.now_ms()) {
+        let now = self.now_ms();
+        if if v.overlaid().is_some() { v.mark_written(now) } else { v.mark_changed(now) } {
             self.unsettled.lock().insert(file.tag, file.clone());
         }
     }
@@ -394,12 +418,12 @@ impl Engine {
     pub fn stat(&self, file: &File) -> Result<Stat, Errno> {
         let st = file.state.read();
         let mut attr = match (&st.version, &st.anchor, &st.pin) {
-            (Some(v), ..) => rfs::fstat(v.fd())?,
+            (Some(v), ..) => v.stat()?,
             (None, _, Some(pin)) => rfs::fstat(pin)?,
             (None, Some(a), None) => rfs::fstat(self.backing.open_anchor(a, libc::O_PATH)?)?,
             (None, None, None) => return Err(Errno::STALE),
         };
-        if st.is_staged() {
+        if st.is_new_inode() {
             attr.st_nlink = 1;
         }
         if let Some(c) = st.ctime.as_ref().filter(|c| c.real == ctime_of(&attr)) {
@@ -434,9 +458,14 @@ impl Engine {
                 }
                 (None, None, None) => return Err(Errno::STALE),
             };
+            if let (true, Some(v)) = (changes, &st.version) {
+                carry_mtime(v)?;
+            }
             let r = f(fd)?;
             if let (true, Some(v)) = (changes, &st.version) {
-                self.touched(file, v);
+                if v.mark_changed(self.now_ms()) {
+                    self.unsettled.lock().insert(file.tag, file.clone());
+                }
                 let caps = rfs::getxattr(crate::backend::Backing::proc_path(fd).as_str(), CAPS, &mut [0_u8; 0][..]);
                 v.caps.store(caps.is_ok_and(|n| n > 0), Ordering::Relaxed);
             }
@@ -444,6 +473,14 @@ impl Engine {
         };
         Access::Done(run())
     }
+}
+
+/// Attributes are the inode's own at all times: the modification time that it does not have yet becomes its own before
+/// a program sets one.
+fn carry_mtime(v: &Version) -> Result<(), Errno> {
+    let Some((tv_sec, tv_nsec)) = v.overlaid().and_then(Overlay::take_mtime) else { return Ok(()) };
+    let last_access = rfs::Timespec { tv_sec: 0, tv_nsec: rfs::UTIME_OMIT };
+    rfs::futimens(v.fd(), &rfs::Timestamps { last_access, last_modification: rfs::Timespec { tv_sec, tv_nsec } })
 }
 
 /// The change time of a stat buffer.
@@ -456,7 +493,7 @@ pub(super) fn ctime_of(st: &Stat) -> (i64, i64) {
 pub(super) fn drop_privileges(v: &Version, kill: bool) -> Result<(), Errno> {
     if v.caps.swap(false, Ordering::Relaxed) {
         match rfs::fremovexattr(v.fd(), CAPS) {
-            Ok(()) | Err(Errno::NODATA) => {}
+            Ok(()) | Err(Errno::NODATA) => v.inode_changed(),
             Err(e) => return Err(e),
         }
     }
@@ -464,6 +501,7 @@ pub(super) fn drop_privileges(v: &Version, kill: bool) -> Result<(), Errno> {
         let mode = rfs::fstat(v.fd())?.st_mode;
         if without_privileges(mode) != mode {
             rfs::fchmod(v.fd(), Mode::from_raw_mode(without_privileges(mode) & 0o7777))?;
+            v.inode_changed();
         }
     }
     Ok(())

@@ -6,6 +6,9 @@
 //!                                    `--unlinked--> Orphan
 //! ```
 //!
+//! In write mode `journal` the uncommitted content lies over the committed inode, which stays: `Staged` is then an
+//! overlay ([`overlay`]), and what publishes it is a record in the log.
+//!
 //! [`Engine`] is all that the layer above may call. It calls `backend` only, and the layer above through
 //! [`Observer`].
 
@@ -16,9 +19,14 @@ pub mod dir;
 pub mod dispatch;
 pub mod file;
 pub mod io;
+mod journal;
 pub mod layout;
+mod log;
 pub mod names;
+pub mod overlay;
+mod record;
 pub mod recover;
+mod replay;
 pub mod served;
 pub mod stage;
 pub mod state;
@@ -104,6 +112,7 @@ pub struct Engine {
     observer: OnceLock<Arc<dyn Observer>>,
     read_only: RwLock<Option<String>>,
     failed: Mutex<VecDeque<FailedVersion>>,
+    journal: journal::Journal,
     idle_lock: Mutex<()>,
     idle: Condvar,
     started: Instant,
@@ -151,6 +160,7 @@ impl Engine {
             observer: OnceLock::new(),
             read_only: RwLock::new(None),
             failed: Mutex::default(),
+            journal: journal::Journal::default(),
             idle_lock: Mutex::new(()),
             idle: Condvar::new(),
             started: Instant::now(),

@@ -107,16 +107,23 @@ impl Engine {
         st.names.retain(|p| !p.is(n.dir, n.name));
         self.unclaim(file, &Place { dir: n.dir.clone(), name: n.name.to_owned() });
         let staged = st.phase == Phase::Staged;
-        let gone = staged || self.link_count(st) == 0;
+        let new_inode = st.is_new_inode();
+        let gone = new_inode || self.link_count(st) == 0;
         if !gone {
             st.pin = None;
+            if let Some(other) = st.names.first().filter(|_| staged) {
+                // An overlay is known by one of the names that are left; one that is taken keeps its file.
+                self.claim(other, file);
+            }
         }
         if gone && st.go(Event::Unlinked).is_ok() {
             st.paid();
             self.unsettled.lock().remove(&file.tag);
             if staged && let Some(v) = st.version.clone() {
                 self.end_stage(&v);
-                self.observer().discarded(file, v.id);
+                if new_inode {
+                    self.observer().discarded(file, v.id);
+                }
             }
             if st.opens == 0 && staged {
                 st.version = None;

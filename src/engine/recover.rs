@@ -4,7 +4,7 @@
 //! the machine dies. Only in the instant before its rename is it linked as `.fsys/staging/<16 hex>.stage`; it
 //! was not acknowledged then, and the old version stands in its place. So recovery removes exactly the
 //! regular files of that name form, and nothing else. Each removal is complete in itself: it can be killed at
-//! any point and run again.
+//! any point and run again. The updates in the journal are written into their files ([`replay`]).
 
 use std::fmt;
 
@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, FileType, fsync, statat, unlinkat};
 use serde::Serialize;
 
 use super::layout::{self, Layout};
+use super::replay;
 use crate::error::{Errno, Error, Exit, Result};
 
 /// A version that was about to be renamed when the daemon died.
@@ -23,6 +24,19 @@ pub struct Leftover {
     pub size: u64,
 }
 
+/// An update that a program may have been told of, in the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Update {
+    /// Path from the root of the mount when it was written.
+    pub path: String,
+    /// Inode number.
+    pub inode: u64,
+    /// Bytes of data.
+    pub bytes: u64,
+    /// The file was removed since: nothing to do.
+    pub gone: bool,
+}
+
 /// What recovery did, or would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -30,6 +44,8 @@ pub struct Report {
     pub dry_run: bool,
     /// Versions that were never acknowledged: removed, or to be removed.
     pub removed: Vec<Leftover>,
+    /// Updates in the journal, in order: written into their files, or to be written.
+    pub updates: Vec<Update>,
     /// Names under `.fsys/` that this version does not understand; never touched.
     pub kept_unknown: Vec<String>,
     /// Names under `.fsys/failed/`: versions whose commit failed, for a person to look at; never touched.
@@ -41,7 +57,8 @@ pub struct Report {
 impl Report {
     /// True when there was nothing to do and there is nothing to say.
     pub fn is_clean(&self) -> bool {
-        self.removed.is_empty() && self.kept_unknown.is_empty() && self.failed_versions.is_empty()
+        let done = self.removed.is_empty() && self.updates.is_empty();
+        done && self.kept_unknown.is_empty() && self.failed_versions.is_empty()
     }
 }
 
@@ -52,6 +69,7 @@ impl fmt::Display for Report {
         }
         let bytes: u64 = self.removed.iter().map(|l| l.size).sum();
         match (self.removed.len(), self.dry_run) {
+            (0, _) if !self.updates.is_empty() => write!(f, "no unfinished version to remove")?,
             (0, _) => write!(f, "nothing to recover: every file is at one of its commit points")?,
             (n, true) => write!(f, "would remove {n} unfinished version(s), {bytes} bytes, never acknowledged")?,
             (n, false) => write!(f, "removed {n} unfinished version(s), {bytes} bytes, never acknowledged")?,
@@ -59,8 +77,25 @@ impl fmt::Display for Report {
         for l in &self.removed {
             write!(f, "\n  .fsys/staging/{} ({} bytes)", l.name, l.size)?;
         }
+        self.updates_in_words(f)?;
         list(f, "kept, not understood", "", &self.kept_unknown)?;
         list(f, "failed versions, kept for you to look at", "failed/", &self.failed_versions)
+    }
+}
+
+impl Report {
+    fn updates_in_words(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (n, bytes) = (self.updates.len(), self.updates.iter().map(|u| u.bytes).sum::<u64>());
+        match (n, self.dry_run) {
+            (0, _) => return Ok(()),
+            (_, true) => write!(f, "\nwould write {n} update(s) from the journal into their files, {bytes} bytes")?,
+            (_, false) => write!(f, "\nwrote {n} update(s) from the journal into their files, {bytes} bytes")?,
+        }
+        for u in &self.updates {
+            let gone = if u.gone { ", removed since" } else { "" };
+            write!(f, "\n  {} (inode {}, {} bytes{gone})", u.path, u.inode, u.bytes)?;
+        }
+        Ok(())
     }
 }
 
@@ -82,6 +117,7 @@ pub fn recover(layout: &Layout, dry_run: bool) -> Result<Report> {
     }
     let mut report = Report { dry_run, daemon: layout.holder().map(|h| h.pid), ..Report::default() };
     scan(layout, &mut report).map_err(failed)?;
+    report.updates = replay::replay(layout, dry_run)?;
     if !dry_run && !report.removed.is_empty() {
         let staging = layout.staging();
         let remove = |l: &Leftover| unlinkat(staging, l.name.as_str(), AtFlags::empty());
@@ -98,7 +134,8 @@ fn scan(layout: &Layout, report: &mut Report) -> Result<(), Errno> {
         }
     }
     report.failed_versions = layout::names(layout.failed())?;
-    report.kept_unknown.extend(layout::names(layout.journal())?.into_iter().map(|n| format!("journal/{n}")));
+    let journal = layout::names(layout.journal())?.into_iter().filter(|n| n != super::log::NAME);
+    report.kept_unknown.extend(journal.map(|n| format!("journal/{n}")));
     let strange = layout::names(layout.dir())?.into_iter().filter(|n| !layout::ENTRIES.contains(&n.as_str()));
     report.kept_unknown.extend(strange);
     Ok(())

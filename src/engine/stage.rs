@@ -73,7 +73,8 @@ impl Engine {
 
     /// Whether writes through `h` are to go to a new staged version.
     pub(super) fn wants_stage(h: &Handle, st: &State) -> bool {
-        st.phase == Phase::Clean && h.replace.load(Ordering::Relaxed) && h.policy.mode != WriteMode::InPlace
+        let mode = !matches!(h.policy.mode, WriteMode::InPlace | WriteMode::Journal);
+        st.phase == Phase::Clean && h.replace.load(Ordering::Relaxed) && mode
     }
 
     /// Begins a staged version of a committed file, in phase `Clean`. False when it has to go on in place: it is
@@ -127,7 +128,7 @@ impl Engine {
 
     /// Changes in place that were acknowledged before a new version begins are no debt of that one: whatever pays debts
     /// would publish it half-written.
-    fn sync_what_is_owed(self: &Arc<Self>, file: &Arc<File>, st: &mut State) {
+    pub(super) fn sync_what_is_owed(self: &Arc<Self>, file: &Arc<File>, st: &mut State) {
         if !st.owes() {
             return;
         }
@@ -138,7 +139,7 @@ impl Engine {
     }
 
     /// Takes the name for the file's staged version.
-    fn claim(&self, place: &Place, file: &Arc<File>) -> bool {
+    pub(super) fn claim(&self, place: &Place, file: &Arc<File>) -> bool {
         let mut staged = place.dir.staged.lock();
         if staged.contains_key(&place.name) {
             return false;
@@ -196,6 +197,11 @@ impl Engine {
         Counters::add(&self.counters.staged_now, 1);
         self.unsettled.lock().insert(file.tag, file.clone());
         self.observer().staged(file, id);
+    }
+
+    /// Counts what a write adds to an uncommitted version; at the bound, `ENOSPC`.
+    pub(super) fn account_write(&self, v: &Version, off: u64, len: u64) -> Result<(), Errno> {
+        self.account(v, v.overlaid().map_or(off.saturating_add(len), |o| o.bytes() + o.growth(off, len)))
     }
 
     /// Counts the growth of a staged version; at the bound, `ENOSPC`.

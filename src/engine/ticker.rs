@@ -34,6 +34,7 @@ impl Engine {
             if Instant::now() >= names_due {
                 names_due = Instant::now() + interval;
                 self.sync_names();
+                self.checkpoint_soon();
             }
         }
     }
@@ -65,12 +66,21 @@ impl Engine {
     pub fn drain(self: &Arc<Self>, limit: Duration) -> Result<(), u64> {
         let deadline = Instant::now() + limit;
         self.look_at_unseen(true);
+        // One checkpoint from here on, not an empty journal: others may fill it all the time.
+        let before = self.counters.checkpoints.load(Ordering::Relaxed);
+        let journal = || self.journal.holds() && self.counters.checkpoints.load(Ordering::Relaxed) == before;
         loop {
             self.unsettled_files().iter().filter(|f| owes(&f.state.read())).for_each(|f| self.commit_quietly(f, owes));
             self.sync_names();
+            if journal() {
+                self.checkpoint_soon();
+            }
             let left = || {
                 let files = self.unsettled_files().iter().filter(|f| owes(&f.state.read())).count();
-                files as u64 + self.dirty_dirs.lock().len() as u64 + self.counters.in_flight.load(Ordering::Relaxed)
+                files as u64
+                    + u64::from(journal())
+                    + self.dirty_dirs.lock().len() as u64
+                    + self.counters.in_flight.load(Ordering::Relaxed)
             };
             if left() == 0 {
                 return Ok(());
@@ -103,14 +113,18 @@ impl Engine {
                 tracing::error!("an engine thread panicked");
             }
         }
-        drained
+        match drained {
+            // Nothing may depend on `.fsys` once it is unmounted.
+            Ok(()) if self.checkpoint().is_err() => Err(1),
+            r => r,
+        }
     }
 
     fn keep_unfinished(&self) {
         for file in self.unsettled_files() {
             let st = file.state.read();
-            if let (Phase::Staged, Some(v), Some(place)) = (st.phase, &st.version, st.names.first()) {
-                self.keep_unfinished_version(v, place);
+            if let (Phase::Staged, Some(v)) = (st.phase, &st.version) {
+                self.keep_unfinished_version(v, st.names.first());
             }
         }
     }
@@ -144,7 +158,7 @@ fn is_due(st: &State, now: u64, interval: u64) -> bool {
         Phase::Clean => age >= interval * 4 / 5,
         Phase::Staged if st.owes() => age >= interval * 4 / 5,
         // Nothing was written yet: the program is still at it, however long that takes.
-        Phase::Staged if v.changes.load(Ordering::Relaxed) == 1 => false,
+        Phase::Staged if v.is_untouched() => false,
         Phase::Staged => quiet >= interval || age >= interval * OPEN_INTERVALS,
         Phase::Committing | Phase::Orphan => false,
     }

@@ -3,7 +3,6 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use rustix::fs::{self as rfs, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Caller, Fs, Opened, Reply};
@@ -115,13 +114,13 @@ impl Fs {
     /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
     pub fn lseek(&self, fh: u64, off: i64, whence: i32) -> Result<i64, Errno> {
         let at = u64::try_from(off).map_err(|_| Errno::NXIO)?;
-        let from = match whence {
-            libc::SEEK_DATA => SeekFrom::Data(at),
-            libc::SEEK_HOLE => SeekFrom::Hole(at),
+        let data = match whence {
+            libc::SEEK_DATA => true,
+            libc::SEEK_HOLE => false,
             _ => return Err(Errno::INVAL),
         };
         let version = self.handle(fh)?.file.state.read().open_version()?.clone();
-        rfs::seek(version.fd(), from).map(|n| n as i64)
+        version.seek(at, data).map(|n| n as i64)
     }
 
     /// copy_file_range(2).

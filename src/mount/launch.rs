@@ -46,8 +46,10 @@ pub fn launch(l: Launch) -> Result<(Arc<dyn Volume>, Box<dyn Session>)> {
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
     let open = || -> io::Result<Arc<Fs>> {
         let (root, staging, failed) = (own(l.layout.root())?, own(l.layout.staging())?, own(l.layout.failed())?);
-        let backing = Backing::open(root, staging, failed, None)?;
-
+        let backing = Backing::open(root, staging, failed, None)?.with_journal(own(l.layout.journal())?);
+        if l.config.policies.use_journal() && backing.journal().is_none() {
+            return Err(io::Error::other("write mode `journal` needs files by handle (CAP_DAC_READ_SEARCH)"));
+        }
         Ok(Fs::new(Engine::start(backing, l.config.clone())?)?)
     };
     let fs = open().map_err(|e| {
@@ -55,7 +57,7 @@ pub fn launch(l: Launch) -> Result<(Arc<dyn Volume>, Box<dyn Session>)> {
             "cannot use the backing directory",
             l.root,
             &e,
-            "see that it is on a local file system (ext4, XFS, btrfs, tmpfs)",
+            "see that it is on a local file system (ext4, XFS, btrfs, tmpfs); write mode `journal` is for mounts by root",
         )
     })?;
     let watcher = fs.clone();

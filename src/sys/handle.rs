@@ -59,6 +59,11 @@ impl FileHandle {
     pub fn from_parts(kind: i32, data: &[u8]) -> Self {
         Self { kind, data: Bytes::of(data) }
     }
+
+    /// Its type and bytes, to be kept on disk.
+    pub fn parts(&self) -> (i32, &[u8]) {
+        (self.kind, self.data.get())
+    }
 }
 
 /// The handle of the inode that `fd` (also an `O_PATH` one) refers to.
@@ -92,7 +97,8 @@ pub fn handle_of(fd: impl AsFd) -> Result<FileHandle, Errno> {
 pub fn open_handle(mount: impl AsFd, h: &FileHandle, flags: i32) -> Result<OwnedFd, Errno> {
     let data = h.data.get();
     let mut raw = Raw { bytes: data.len() as u32, kind: h.kind, data: [0; MAX] };
-    raw.data[..data.len()].copy_from_slice(data);
+    // One that was read from the disk may be of any length.
+    raw.data.get_mut(..data.len()).ok_or(Errno::INVAL)?.copy_from_slice(data);
     // SAFETY: `raw` has the layout of `struct file_handle` followed by `bytes` bytes.
     let fd = unsafe {
         libc::syscall(libc::SYS_open_by_handle_at, mount.as_fd().as_raw_fd(), &raw mut raw, flags | libc::O_CLOEXEC)

@@ -44,6 +44,15 @@ pub fn close(fd: std::os::fd::OwnedFd) -> Result<(), Errno> {
     check(unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(fd)) })
 }
 
+/// A random number that nobody can guess.
+pub fn random() -> Result<u64, Errno> {
+    let mut bytes = [0_u8; 8];
+    // SAFETY: the kernel writes at most 8 bytes to `bytes`, which has them.
+    let n = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    // Up to 256 bytes come whole (getrandom(2)).
+    if n == bytes.len() as isize { Ok(u64::from_ne_bytes(bytes)) } else { Err(last_errno()) }
+}
+
 /// Closes every descriptor from `first` on. For the start of a process, while it has opened nothing itself.
 pub fn close_from(first: u32) -> Result<(), Errno> {
     // SAFETY: plain integers; descriptors that an object of this process owned would be closed under it, and there

@@ -10,15 +10,15 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fsys_mount::backend::{Backing, Call, Gate, Verdict};
 use fsys_mount::config::Config;
 use fsys_mount::config::policy::{Durability, WriteMode};
 use fsys_mount::engine::layout::Layout;
 use fsys_mount::engine::{Engine, recover};
-use fsys_mount::error::Errno;
-use fsys_mount::fs::{Caller, Fs, ROOT, Reply, SetAttr};
+use fsys_mount::error::{Errno, Exit};
+use fsys_mount::fs::{Caller, Fs, ROOT, Reply, SetAttr, SetTime};
 
 /// Far longer than anything takes: only a call that is never answered gets here.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,6 +51,7 @@ struct Seen {
     at: Vec<(usize, What)>,
     hits: Vec<(Call, What)>,
     cut: bool,
+    left_out: Option<Call>,
 }
 
 /// See the module.
@@ -80,6 +81,11 @@ impl Seam {
         self.seen().cut = true;
     }
 
+    /// From here on flushes of this kind are told to be done, and are not.
+    pub fn leave_out(&self, call: Call) {
+        self.seen().left_out = Some(call);
+    }
+
     /// The calls since [`Seam::watch`].
     pub fn calls(&self) -> Vec<Call> {
         self.seen().calls.clone()
@@ -104,6 +110,9 @@ impl Gate for Seam {
             let mut seen = self.seen();
             if seen.cut {
                 return Verdict::Fail(Errno::IO);
+            }
+            if seen.left_out == Some(call) {
+                return Verdict::Short(0);
             }
             seen.calls.push(call);
             let n = seen.calls.len() - 1;
@@ -161,13 +170,14 @@ pub struct World {
 impl World {
     /// Recovers the backing directory and goes to work on it, as a mount does.
     pub fn open(root: &Path, config: Config) -> Self {
-        let layout = Layout::open(root).unwrap();
+        let layout = lock(root);
         recover::recover(&layout, false).unwrap();
         let own = |fd: BorrowedFd<'_>| -> OwnedFd { fd.try_clone_to_owned().unwrap() };
         let seam = Arc::new(Seam::default());
         let gate: Arc<dyn Gate> = seam.clone();
         let backing = Backing::open(own(layout.root()), own(layout.staging()), own(layout.failed()), Some(gate));
-        let fs = Fs::new(Engine::start(backing.unwrap(), config).unwrap()).unwrap();
+        let backing = backing.unwrap().with_journal(own(layout.journal()));
+        let fs = Fs::new(Engine::start(backing, config).unwrap()).unwrap();
         Self { fs, seam, root: root.into(), _layout: layout }
     }
 
@@ -201,6 +211,16 @@ impl World {
         Ok(())
     }
 
+    /// write(2) at the start, by somebody whose writes take set-user-ID away.
+    pub fn write_unprivileged(&self, fd: Fd, data: &[u8]) -> Result<u32, Errno> {
+        ask(|reply| self.fs.write(0, fd.fh, 0, data, true, reply))
+    }
+
+    pub fn chmod(&self, fd: Fd, mode: u32) -> Result<(), Errno> {
+        let set = SetAttr { mode: Some(mode), ..SetAttr::default() };
+        ask(|reply| self.fs.setattr(ME, fd.node, None, set, reply)).map(drop)
+    }
+
     /// close(2) of a descriptor that has copies.
     pub fn flush(&self, fd: Fd) -> Result<(), Errno> {
         ask(|reply| self.fs.flush(0, fd.fh, reply))
@@ -230,7 +250,17 @@ impl World {
     }
 
     pub fn allocate(&self, fd: Fd, len: u64) -> Result<(), Errno> {
-        ask(|reply| self.fs.fallocate(ME, fd.fh, 0, len, 0, reply))
+        self.fallocate(fd, 0, len, 0)
+    }
+
+    pub fn fallocate(&self, fd: Fd, off: u64, len: u64, mode: i32) -> Result<(), Errno> {
+        ask(|reply| self.fs.fallocate(ME, fd.fh, off, len, mode, reply))
+    }
+
+    /// futimens(2), the modification time alone; seconds.
+    pub fn set_mtime(&self, fd: Fd, seconds: i64) -> Result<(), Errno> {
+        let set = SetAttr { mtime: Some(SetTime::At(seconds, 0)), ..SetAttr::default() };
+        ask(|reply| self.fs.setattr(ME, fd.node, Some(fd.fh), set, reply)).map(drop)
     }
 
     /// ftruncate(2).
@@ -253,6 +283,11 @@ impl World {
 
     pub fn copy(&self, from: Fd, to: Fd, len: usize) -> Result<usize, Errno> {
         ask(|reply| self.fs.copy(ME, (from.fh, 0), (to.fh, 0), len, reply)).map(|n| n as usize)
+    }
+
+    /// copy_file_range(2) within a file.
+    pub fn copy_range(&self, fd: Fd, from: u64, to: u64, len: usize) -> Result<usize, Errno> {
+        ask(|reply| self.fs.copy(ME, (fd.fh, from), (fd.fh, to), len, reply)).map(|n| n as usize)
     }
 
     pub fn rename(&self, from: &str, to: &str) -> Result<(), Errno> {
@@ -319,6 +354,22 @@ impl World {
     pub fn internal(&self, dir: &str) -> Vec<String> {
         let list = fs::read_dir(self.root.join(".fsys").join(dir)).unwrap();
         list.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    }
+}
+
+/// Recovers a backing directory, as a mount does first.
+pub fn recovered(root: &Path) -> recover::Report {
+    recover::recover(&lock(root), false).unwrap()
+}
+
+/// A process that another test starts has the lock of a world that just ended until it runs its program.
+pub fn lock(root: &Path) -> Layout {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Layout::open(root) {
+            Err(e) if e.exit == Exit::Busy && Instant::now() < deadline => std::thread::yield_now(),
+            layout => return layout.unwrap(),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::delivery::{Delivery, What};
 use crate::explore::{Budget, Report, explore};
 use crate::fsys;
 use crate::instant::Instant;
+use crate::journal::{Journal, Without};
 use crate::programs::{Level, Mode, Order, Programs, Through};
 use crate::raw::{DataStep, NameStep, Protocol, Raw, Shape};
 use crate::rig::{Kind, Rig};
@@ -189,6 +190,17 @@ fn protocols(kind: Kind) -> Vec<Case> {
         let one_barrier = Protocol::new(DataStep::Range, NameStep::FsyncDirs);
         cases.push(raw("control one-barrier", Caught, one_barrier, plain));
     }
+    for (name, expect, without) in [
+        ("log", Sound, Without::Nothing),
+        ("control log no-flush", Caught, Without::Flush),
+        ("control log no-recovery", Caught, Without::Recovery),
+        ("control log no-sums", Caught, Without::Sums),
+    ] {
+        // btrfs shows no torn write: what was not flushed is not there at all.
+        if kind != Kind::Btrfs || without != Without::Sums {
+            cases.push(Case::new(name, expect, move |_| Journal::new(without)));
+        }
+    }
     cases
 }
 
@@ -244,6 +256,8 @@ fn controls(kind: Kind) -> Vec<Case> {
         case("mount early-answer", Programs { daemon_level: Level::Relaxed, ..close() }),
         Case::mounted("control recovery no-cleanup", Mode::Auto, Level::Close, Caught, |_| Instant::new(CLEANUP)),
     ];
+    let journal = Programs { mode: Mode::Journal, daemon_without: EVERY_SYNC, ..close() };
+    cases.push(Case::mounted("control mount no-sync", Mode::Journal, Level::Close, Caught, move |_| journal.clone()));
     // btrfs flushes data and names by one call.
     if kind != Kind::Btrfs {
         cases.push(case("mount no-data-flush", Programs { daemon_without: DATA_FLUSH, ..close() }));

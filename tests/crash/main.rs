@@ -19,6 +19,7 @@ mod duress;
 mod explore;
 mod fsys;
 mod instant;
+mod journal;
 mod model;
 mod order;
 mod programs;

@@ -525,7 +525,7 @@ impl Program {
         self.versions.push(new.clone().into());
         let name = self.place.clone();
         let label = format!("write {} bytes at {from} of {name}", piece.len());
-        if self.mode != Mode::Replace {
+        if matches!(self.mode, Mode::Auto | Mode::InPlace) {
             let mixed = Node::Mixed { versions: self.versions.clone(), meta: Meta::plain() };
             self.lanes[IN_PLACE].begin(&self.disk, label.clone(), |t| drop(t.insert(name.clone(), mixed)));
         }

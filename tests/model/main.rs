@@ -151,7 +151,11 @@ impl<'a> Both<'a> {
 
     /// A truncation to nothing starts a new version where it can.
     fn stages(&self, inode: usize) -> bool {
-        self.mode != WriteMode::InPlace && self.links(inode) == 1
+        match self.mode {
+            WriteMode::InPlace => false,
+            WriteMode::Journal => true,
+            WriteMode::Auto | WriteMode::Replace => self.links(inode) == 1,
+        }
     }
 
     fn run(&mut self, op: &Op) -> Checked {
@@ -190,7 +194,7 @@ impl<'a> Both<'a> {
     }
 
     fn open(&mut self, slot: usize, name: &'static str, truncate: bool) -> Checked {
-        let mut replace = self.mode == WriteMode::Replace;
+        let mut replace = matches!(self.mode, WriteMode::Replace | WriteMode::Journal);
         let (fd, inode) = if let Some(&inode) = self.names.get(name) {
             let flags = libc::O_RDWR | if truncate { libc::O_TRUNC } else { 0 };
             let fd = self.w().open_with(name, flags);
@@ -290,6 +294,7 @@ impl<'a> Both<'a> {
             return Ok(());
         };
         prop_assert_eq!(done, Ok(()));
+        let journal = self.mode == WriteMode::Journal;
         if len == 0 {
             self.cleared(inode);
         } else {
@@ -297,6 +302,9 @@ impl<'a> Both<'a> {
             let i = &mut self.inodes[inode];
             i.live.resize(len, 0);
             i.changed = true;
+            if journal {
+                i.stage();
+            }
             if !i.staged {
                 i.may_commit();
             }
@@ -399,6 +407,10 @@ impl<'a> Both<'a> {
     fn kill(&mut self) -> Checked {
         self.kills += 1;
         self.world.take().unwrap().kill();
+        if self.mode == WriteMode::Journal {
+            // Until then a file may be there in part.
+            common::world::recovered(self.root);
+        }
         self.look_at_disk("kill")
     }
 

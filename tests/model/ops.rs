@@ -88,5 +88,10 @@ pub fn level() -> impl Strategy<Value = Durability> {
 }
 
 pub fn mode() -> impl Strategy<Value = WriteMode> {
-    prop_oneof![3 => Just(WriteMode::Auto), 2 => Just(WriteMode::Replace), 1 => Just(WriteMode::InPlace)]
+    prop_oneof![
+        3 => Just(WriteMode::Auto),
+        2 => Just(WriteMode::Replace),
+        1 => Just(WriteMode::InPlace),
+        3 => Just(WriteMode::Journal)
+    ]
 }
