@@ -33,8 +33,8 @@ struct Args {
     bench: bool,
 }
 
-/// A level, and which forecast of the report is for it.
-const LEVELS: [(&str, &str); 2] = [("close", "waiting"), ("relaxed", "at_once")];
+/// A level, which forecast of the report is for it, and how programs save for it.
+const LEVELS: [(&str, &str, &str); 2] = [("close", "waiting", "rewrite"), ("relaxed", "at_once", "create")];
 
 fn main() -> std::process::ExitCode {
     let args = Args::parse();
@@ -65,13 +65,14 @@ fn device_of(kind: Kind, device: &str, args: &Args) -> u32 {
     let text = report["recommended"]["config"].as_str().expect("a configuration");
     std::fs::write(&config, text).expect("write the configuration");
     let mut wrong = 0;
-    for (level, forecast) in LEVELS {
+    for (level, forecast, style) in LEVELS {
         let options = format!("config={},durability={level}", config.display());
         let mount = Mount::start(&data, &options);
         for row in report["rows"].as_array().expect("rows") {
             let writers = row["writers"].as_u64().expect("writers").to_string();
             let rounds = args.rounds.to_string();
-            let measured = json(&["bench", "--json", "--writers", &writers, "--rounds", &rounds], mount.path());
+            let shape = ["bench", "--json", "--writers", &writers, "--rounds", &rounds, "--style", style];
+            let measured = json(&shape, mount.path());
             let predicted = row[forecast]["per_s"].as_f64().expect("a forecast");
             let measured = measured["ways"][0]["per_s"].as_f64().expect("a figure");
             let off = predicted / measured - 1.0;

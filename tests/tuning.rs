@@ -54,7 +54,8 @@ fn bench_compares_and_leaves_nothing() {
     let fs = LoopFs::new(Kind::Ext4, 300);
     let mount = Mount::start(&fs.subdir("data"), "durability=fsync");
     let svg = fs.path().join("bench.svg");
-    for (style, ways, durable) in [("rewrite", 3, false), ("fsync", 3, true), ("rename", 2, true)] {
+    for (style, ways, durable) in [("rewrite", 3, false), ("create", 3, false), ("fsync", 3, true), ("rename", 2, true)]
+    {
         let mut command = fsys();
         command.args(["bench", "--json", "--rounds", "1", "--time", "50", "--writers", "2", "--style", style]);
         let report: Value = serde_json::from_str(&run_text(command.arg("--svg").arg(&svg).arg(mount.path()))).unwrap();

@@ -126,7 +126,8 @@ fn measure(args: &Args) -> Result<Report> {
     let turn = |style: Style, dir: &Path, ms: u32| -> Result<Sample> {
         // What the turn before left in memory must not be flushed in this one.
         File::open(&raw_dir).and_then(|d| Ok(rustix::fs::syncfs(d)?)).map_err(|e| failed(&raw_dir, &e))?;
-        load::run(dir, &Shape { style, ..shape }, Duration::from_millis(ms.into())).map_err(|e| failed(dir, &e))
+        load::run(dir, &Shape { style, ..shape }, Duration::from_millis(ms.into()), u64::MAX)
+            .map_err(|e| failed(dir, &e))
     };
     progress.step("warming up")?;
     for (_, style, dir) in &ways {
@@ -143,8 +144,10 @@ fn measure(args: &Args) -> Result<Report> {
     }
     drop(progress);
     let after = status(&mount)?;
-    // Of a file that the mount wrote: rules match files.
-    let policy = policy(&mount, &relative.join(through.path().file_name().unwrap_or_default()).join("0-0"))?;
+    // Of a file that the mount has: rules match files.
+    let probe = through.path().join("probe");
+    std::fs::write(&probe, "").map_err(|e| failed(&probe, &e))?;
+    let policy = policy(&mount, &relative.join(through.path().file_name().unwrap_or_default()).join("probe"))?;
     let durable =
         |dir: &Path, style| if dir == raw.path() { style == Style::Rename } else { waits(policy.durability, style) };
     let ways: Vec<Way> =
@@ -170,7 +173,7 @@ fn measure(args: &Args) -> Result<Report> {
 fn waits(level: Durability, style: Style) -> bool {
     match level {
         Durability::Always | Durability::Close => true,
-        Durability::Fsync => style != Style::Rewrite,
+        Durability::Fsync => matches!(style, Style::Fsync | Style::Rename),
         Durability::Relaxed => false,
     }
 }

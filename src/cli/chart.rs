@@ -1,5 +1,7 @@
 //! One chart, drawn in the terminal and as SVG: groups of bars, a group for each row, a bar for each series.
 
+#![allow(clippy::cast_precision_loss)] // pixels and characters
+
 use std::fmt::Write;
 
 /// What is drawn. A value that is not there has no bar.
@@ -57,7 +59,7 @@ impl Chart {
         const BOTTOM: f64 = 60.0;
         let scale = self.scale();
         let group = 28.0 * self.series.len() as f64 + 30.0;
-        let width = (LEFT + group * self.rows.len() as f64 + 40.0).max(520.0);
+        let width = (LEFT + group * self.rows.len() as f64 + 40.0).max(660.0);
         let y = |value: f64| TOP + HEIGHT * (1.0 - scale.part(value));
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{:.0}\" font-family=\"sans-serif\" \
@@ -79,7 +81,7 @@ impl Chart {
             ));
         }
         for (i, name) in self.series.iter().enumerate() {
-            let x = LEFT + 150.0 * i as f64;
+            let x = LEFT + 190.0 * i as f64;
             let colour = COLOURS[i % COLOURS.len()];
             put(format_args!(
                 "<rect x=\"{x:.0}\" y=\"32\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\

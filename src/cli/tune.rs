@@ -25,8 +25,12 @@ use crate::tuning::scratch::Scratch;
 const GROUP: usize = 16;
 /// Writers that keep the daemon busy.
 const MANY: usize = 8;
-/// Another method must be so much faster than `auto` to be recommended: it gives up what `auto` learns.
-const CLEARLY: f64 = 0.8;
+/// New files of one run of the measurement of a mount, and their bytes, at most: they all wait in memory or on the disk.
+const FRONT_SAVES: usize = 4000;
+const FRONT_BYTES: usize = 64 << 20;
+/// Another method must be so much faster than `auto` to be recommended, in proportion and by microseconds a batch: less
+/// is noise, or not worth to give up what `auto` learns.
+const CLEARLY: (f64, f64) = (0.8, 500.0);
 
 const EXAMPLE: &str = "Examples:
   fsys tune /data
@@ -84,7 +88,7 @@ struct Row {
     raw: Sample,
     /// Saves that wait: levels `always` and `close`, and `fsync` for programs that call fsync.
     waiting: Forecast,
-    /// Saves that do not: levels `fsync` and `relaxed`.
+    /// Saves of new files that do not: levels `fsync` and `relaxed`.
     at_once: Option<Forecast>,
 }
 
@@ -148,7 +152,11 @@ fn measure(backing: &Path, args: &Args) -> Result<Report> {
         progress.step(&format!("batches with method {}", name_of(&method)))?;
         // Some file systems have no O_DIRECT, and then no method `direct`.
         let Ok(cost) = bed.batches(method, &[1, 4, GROUP]) else { continue };
-        if [1, GROUP].iter().all(|n| cost.us(*n) < CLEARLY * best.1.us(*n)) {
+        let faster = |n: &usize| {
+            let than = best.1.us(*n);
+            cost.us(*n) < (CLEARLY.0 * than).min(than - CLEARLY.1)
+        };
+        if [1, GROUP].iter().all(faster) {
             best = (method, cost);
         }
     }
@@ -157,7 +165,7 @@ fn measure(backing: &Path, args: &Args) -> Result<Report> {
         Ok(front) => (Some(front), String::new()),
         Err(e) => (None, format!("{}: {}", e.what, e.why)),
     };
-    let batch_max = Limits::default().batch_max;
+    let Limits { batch_max, pending_max, .. } = Limits::default();
     let writers: Vec<usize> = args.writers.iter().map(|w| usize::from(*w)).collect();
     let assumed = front.unwrap_or(Front { serial_us: 0.0, apart_us: 0.0, handover_us: 0.0 });
     let window_us = model::good_window_us(assumed, &best.1, &writers, batch_max);
@@ -168,9 +176,9 @@ fn measure(backing: &Path, args: &Args) -> Result<Report> {
         let shape = Shape { writers, size, style: Style::Rename };
         rows.push(Row {
             writers,
-            raw: load::run(&raw, &shape, Duration::from_millis(1000)).map_err(failed)?,
+            raw: load::run(&raw, &shape, Duration::from_millis(1000), u64::MAX).map_err(failed)?,
             waiting: model::waiting(assumed, &best.1, writers, window_us, batch_max),
-            at_once: front.map(|f| model::without_waiting(f, writers)),
+            at_once: front.map(|f| model::without_waiting(f, &best.1, writers, pending_max, batch_max)),
         });
     }
     drop(progress);
@@ -192,17 +200,21 @@ fn measure(backing: &Path, args: &Args) -> Result<Report> {
 /// What a save costs through a real mount besides its flush; `lone_us` is what a batch of one takes here.
 fn front(data: &Path, mnt: &Path, size: usize, lone_us: f64) -> Result<Front> {
     // The median of three: something else on the machine spoils one.
-    let rate = |writers| -> Result<f64> {
-        let shape = Shape { writers, size, style: Style::Rewrite };
-        let run = |_| load::run(mnt, &shape, Duration::from_millis(400)).map(|s| s.per_s);
+    let rate = |writers, style| -> Result<f64> {
+        let shape = Shape { writers, size, style };
+        let most = (FRONT_SAVES.min(FRONT_BYTES / size) / writers).max(8) as u64;
+        let run = |_| load::run(mnt, &shape, Duration::from_millis(400), most).map(|s| s.per_s);
         let mut rates = (0..3).map(run).collect::<std::io::Result<Vec<_>>>().map_err(|e| not_measured(mnt, &e))?;
         rates.sort_by(f64::total_cmp);
         Ok(rates[1])
     };
-    // Nobody waits, and nothing is committed meanwhile. The first run makes the files and warms the code.
-    let at_once = "durability=relaxed,commit_interval_ms=3600000";
-    let (one, many) = mounted(data, mnt, at_once, || rate(MANY).and_then(|_| Ok((rate(1)?, rate(MANY)?))))?;
-    let waiting = mounted(data, mnt, "durability=close", || rate(1))?;
+    // Nobody waits, and nothing is committed meanwhile: new files, since one that is saved again has to be committed
+    // first. The first run warms the code.
+    let at_once = "durability=relaxed,commit_interval_ms=3600000,pending_max=1048576";
+    let (one, many) = mounted(data, mnt, at_once, || {
+        rate(MANY, Style::Create).and_then(|_| Ok((rate(1, Style::Create)?, rate(MANY, Style::Create)?)))
+    })?;
+    let waiting = mounted(data, mnt, "durability=close", || rate(1, Style::Rewrite))?;
     Ok(Front::from_rates(one, many, waiting, lone_us))
 }
 
@@ -234,7 +246,7 @@ fn config(backing: &Path, fs: &str, method: Method, window_us: u64, rows: &[Row]
         "# Recommended by `fsys tune` for {} ({fs}).\n\
          # Saves per second, predicted: {}\n\
          durability = \"close\"\n\
-         # At once, and durable within commit_interval_ms: {}\n\
+         # New files at once, and durable within commit_interval_ms: {}\n\
          # durability = \"fsync\"\n\
          method = \"{}\"\n\n\
          [limits]\n\
@@ -249,7 +261,7 @@ fn config(backing: &Path, fs: &str, method: Method, window_us: u64, rows: &[Row]
 fn chart(report: &Report) -> Chart {
     Chart {
         title: format!("saves per second of {} bytes in {}, predicted", report.size, report.backing.display()),
-        series: ["always, close", "fsync, relaxed", "bare: rename"].map(str::to_owned).to_vec(),
+        series: ["always, close", "fsync, relaxed (new files)", "bare: rename"].map(str::to_owned).to_vec(),
         rows: report
             .rows
             .iter()
@@ -273,9 +285,9 @@ fn words(r: &Report, chart: &Chart) -> String {
     put(format!("\na batch as a mount commits it, by its size\n  {}", batch.join(", ")));
     match r.front {
         Some(f) => put(format!(
-            "a save through a mount, without its flush\n  {} for a lone program, {} more when it waits; at most {} saves/s of many",
+            "a save through a mount, without its flush\n  {} for a lone program, {:+.3} ms when it waits; at most {} saves/s of many",
             ms(f.serial_us + f.apart_us),
-            ms(f.handover_us),
+            f.handover_us / 1000.0,
             figure(1e6 / f.serial_us)
         )),
         None => {
