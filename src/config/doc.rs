@@ -12,7 +12,8 @@ const MEANING: [(&str, &str); 21] = [
         "How the content of a file is written.\n\
          auto      created and rewritten files are replaced atomically, writes into existing content go in place\n\
          replace   also writes into existing content are staged, and replace the file at the next commit point\n\
-         in-place  nothing is staged; fsyncs are still shared. For databases, images of disks, logs",
+         in-place  nothing is staged; fsyncs are still shared. For databases, images of disks, logs\n\
+         journal   through a redo log: a change of any part is atomic, inode and links stay. For mounts by root",
     ),
     (
         "durability",
