@@ -41,11 +41,16 @@ fn words(r: &PathReport) -> String {
     if let Some(u) = &r.uncommitted {
         let staged = if u.bytes > 0 { format!(", {} bytes staged", u.bytes) } else { String::new() };
         let (age, idle) = (seconds(u.age_ms), seconds(u.idle_ms));
-        text += &format!("{staged}; not durable for {age}, last written {idle} ago, {} writer(s)", u.writers);
+        write!(text, "{staged}; not durable for {age}, last written {idle} ago, {} writer(s)", u.writers)
+            .unwrap_or_default();
     }
     match r.committed_at {
-        Some(at) => text += &format!("\n  published {} ago, open {} time(s)", seconds(since(at)), r.opens),
-        None if r.state == "committed" => text += &format!("\n  not written since the mount, open {} time(s)", r.opens),
+        Some(at) => {
+            write!(text, "\n  published {} ago, open {} time(s)", seconds(since(at)), r.opens).unwrap_or_default()
+        }
+        None if r.state == "committed" => {
+            write!(text, "\n  not written since the mount, open {} time(s)", r.opens).unwrap_or_default()
+        }
         None => {}
     }
     for (key, value) in r.policy.values() {

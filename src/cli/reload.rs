@@ -1,5 +1,6 @@
 //! `fsys reload`: read the configuration file again.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -38,10 +39,10 @@ pub fn run(args: &Args) -> Result<Output> {
 fn words(r: &Reloaded) -> String {
     let mut text = format!("{}: read again, {} rule(s)", r.file, r.rules);
     for s in &r.changed {
-        text += &format!("\n  {}={} from now on ({})", s.key, s.value, s.source);
+        write!(text, "\n  {}={} from now on ({})", s.key, s.value, s.source).unwrap_or_default();
     }
     for s in &r.next_mount {
-        text += &format!("\n  {}={} with the next mount ({})", s.key, s.value, s.source);
+        write!(text, "\n  {}={} with the next mount ({})", s.key, s.value, s.source).unwrap_or_default();
     }
     text
 }

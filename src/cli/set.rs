@@ -23,6 +23,7 @@ from then on, is logged, and ends with the mount. To keep it, write it into the 
 /// Change values while mounted; see the changes, take them back
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
+#[allow(clippy::struct_excessive_bools)] // flags that are typed
 pub struct Args {
     /// Only for the paths that match (values of a policy)
     #[arg(long = "match", value_name = "GLOB")]
@@ -47,7 +48,7 @@ pub struct Args {
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<Output> {
     let mut words: Vec<&str> = args.words.iter().map(String::as_str).collect();
-    let mount = words.pop_if(|w| is_path(w)).map(PathBuf::from);
+    let mount = if words.last().is_some_and(|w| is_path(w)) { words.pop().map(PathBuf::from) } else { None };
     let request = request(args, &words)?;
     let mount = find(mount.as_deref())?;
     match Daemon::of(&mount)?.ask(&request, Duration::ZERO)? {

@@ -1,5 +1,6 @@
 //! `fsys status`: is it well, and what does it do.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -118,13 +119,13 @@ fn set(s: &Status) -> String {
 fn config(c: &ConfigState) -> String {
     let mut text = c.file.clone().unwrap_or_else(|| "no file".into());
     if let Some(error) = &c.error {
-        text += &format!(", not taken when it was read again: {error}; the one before holds");
+        write!(text, ", not taken when it was read again: {error}; the one before holds").unwrap_or_default();
     }
     for s in &c.next_mount {
-        text += &format!("; {}={} with the next mount", s.key, s.value);
+        write!(text, "; {}={} with the next mount", s.key, s.value).unwrap_or_default();
     }
     if !c.changes.is_empty() {
-        text += &format!("; {} runtime change(s), `fsys set --list`", c.changes.len());
+        write!(text, "; {} runtime change(s), `fsys set --list`", c.changes.len()).unwrap_or_default();
     }
     text
 }

@@ -136,7 +136,7 @@ fn mount_options(o: &FuseOptions, root: &Path, backing: StatVfsMountFlags) -> Op
 impl Volume for FsVolume {
     fn status(&self) -> Status {
         let (device, transport) = (self.device.clone(), self.transport.clone());
-        Status { device, transport, ..self.fs.status(&self.root, &self.mountpoint) }
+        Status { transport, device, ..self.fs.status(&self.root, &self.mountpoint) }
     }
 
     fn histograms(&self) -> Histograms {
