@@ -18,7 +18,7 @@ use fsys_mount::config::policy::{Durability, WriteMode};
 use fsys_mount::engine::layout::Layout;
 use fsys_mount::engine::{Engine, recover};
 use fsys_mount::error::{Errno, Exit};
-use fsys_mount::fs::{Caller, Fs, ROOT, Reply, SetAttr, SetTime};
+use fsys_mount::fs::{Caller, Entry, Fs, ROOT, Reply, SetAttr, SetTime};
 
 /// Far longer than anything takes: only a call that is never answered gets here.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -192,7 +192,7 @@ impl World {
     }
 
     pub fn open_with(&self, name: &str, flags: i32) -> Result<Fd, Errno> {
-        let entry = contained(|| self.fs.lookup(ROOT, OsStr::new(name)))?;
+        let entry = self.lookup(name)?;
         let opened = ask(|reply| self.fs.open(ME, entry.node, flags, reply));
         self.fs.forget(entry.node, 1);
         Ok(Fd { node: entry.node, fh: opened?.fh })
@@ -270,7 +270,7 @@ impl World {
 
     /// truncate(2).
     pub fn truncate_name(&self, name: &str, size: u64) -> Result<(), Errno> {
-        let entry = contained(|| self.fs.lookup(ROOT, OsStr::new(name)))?;
+        let entry = self.lookup(name)?;
         let done = self.resize(entry.node, None, size);
         self.fs.forget(entry.node, 1);
         done
@@ -299,7 +299,7 @@ impl World {
     }
 
     pub fn link(&self, from: &str, to: &str) -> Result<(), Errno> {
-        let entry = contained(|| self.fs.lookup(ROOT, OsStr::new(from)))?;
+        let entry = self.lookup(from)?;
         let linked = ask(|reply| self.fs.link(entry.node, ROOT, OsStr::new(to), reply));
         if let Ok(e) = &linked {
             self.fs.forget(e.node, 1);
@@ -314,6 +314,12 @@ impl World {
         let wrote = self.write_all(fd, 0, data);
         let closed = self.close(fd);
         wrote.and(closed)
+    }
+
+    /// As the kernel understands the answer: node 0 says that there is no such name.
+    fn lookup(&self, name: &str) -> Result<Entry, Errno> {
+        let entry = contained(|| self.fs.lookup(ROOT, OsStr::new(name)))?;
+        if entry.node == 0 { Err(Errno::NOENT) } else { Ok(entry) }
     }
 
     /// What programs see under a name.
