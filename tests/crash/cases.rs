@@ -85,7 +85,7 @@ impl Case {
     }
 
     fn good(&self, report: &Report) -> bool {
-        (self.expect == Expect::Caught) == (report.bad() > 0)
+        (self.expect == Expect::Caught) == (report.bad() > 0) && report.came_up()
     }
 
     fn explain(&self, kind: Kind, budget: &Budget, report: &Report) {

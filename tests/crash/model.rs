@@ -231,8 +231,10 @@ pub enum Kind {
     Lost,
     /// Content that no program committed.
     Torn,
-    /// The filesystem, or our recovery, would not come up.
+    /// Our recovery would not come up, or what it left cannot be read.
     Dead,
+    /// The filesystem itself would not come up.
+    Unmountable,
 }
 
 /// A broken promise.
