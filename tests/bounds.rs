@@ -96,6 +96,47 @@ fn open_files_have_a_bound() {
     mount.stop();
 }
 
+/// Files that are removed while a program writes them: nothing of them stays when it closes them.
+#[test]
+fn removed_files_are_let_go() {
+    if !can_mount("removed_files_are_let_go") {
+        return;
+    }
+    let disk = LoopFs::new(Kind::Ext4, 300);
+    for options in ["", "mode=in-place"] {
+        let backing = disk.subdir(if options.is_empty() { "data" } else { "in place" });
+        let mut mount = Mount::start(&backing, options);
+        let pid = mount.pid().as_raw_nonzero();
+        let held = || {
+            let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+            let links = fds.filter_map(|e| fs::read_link(e.unwrap().path()).ok());
+            links.filter(|l| l.to_string_lossy().ends_with("(deleted)")).count()
+        };
+        for i in 0..40 {
+            let path = mount.path().join(format!("f{i}"));
+            if i % 4 == 3 {
+                fs::write(&path, "old").unwrap();
+            }
+            let mut file = File::create(&path).unwrap();
+            file.write_all(b"before").unwrap();
+            if i % 2 == 0 {
+                file.sync_all().unwrap();
+            }
+            fs::remove_file(&path).unwrap();
+            assert!(i > 0 || held() > 0, "control: a removed file that is open is seen");
+            if i % 3 > 0 {
+                file.write_all(b"after").unwrap();
+            }
+        }
+        let gone = wait_until(Duration::from_secs(60), || {
+            fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            held() == 0 && mount.status()["inodes"].as_u64() < Some(5)
+        });
+        assert!(gone, "{options}: {} descriptors of removed files, {} inodes", held(), mount.status()["inodes"]);
+        mount.stop();
+    }
+}
+
 /// Without the right to open by handle, each inode that the kernel knows holds a descriptor. At the bound a lookup
 /// fails with EMFILE; when the kernel forgets, there is room again.
 #[test]
@@ -118,10 +159,15 @@ fn inodes_of_a_users_own_mount_have_a_bound() {
         let mut perl = as_user(Path::new("/usr/bin/perl"));
         run_text(perl.args(["-e", script]).arg(mount.path()).arg(from.to_string()))
     };
-    let told = found(0);
+    // Again where another test made the kernel forget meanwhile.
+    let mut told = String::new();
+    let full = wait_until(Duration::from_secs(60), || {
+        told = found(0);
+        told.ends_with(&format!(" {}", libc::EMFILE))
+    });
     say(&format!("of 1000 inodes, with 500 descriptors, are known, and the error: {told}"));
-    let (known, errno) = told.split_once(' ').unwrap();
-    assert!((300..500).contains(&known.parse().unwrap()) && errno == libc::EMFILE.to_string(), "{told}");
+    let (known, _) = told.split_once(' ').unwrap();
+    assert!(full && known.parse::<u32>().unwrap() >= 300, "{told}");
     let room = wait_until(Duration::from_secs(60), || {
         fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
         found(999) == "1 0"

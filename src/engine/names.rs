@@ -283,10 +283,11 @@ impl Engine {
         });
     }
 
-    /// True when nothing of the file is uncommitted or unsynced.
+    /// True when nothing of the file is uncommitted or unsynced, or no name leads to it any more.
     pub fn is_settled(file: &File) -> bool {
         let st = file.state.read();
-        !st.is_staged() && st.version.as_ref().is_none_or(|v| v.dirty_ms.load(Ordering::Acquire) == 0)
+        st.phase == Phase::Orphan
+            || !st.is_staged() && st.version.as_ref().is_none_or(|v| v.dirty_ms.load(Ordering::Acquire) == 0)
     }
 }
 

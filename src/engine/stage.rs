@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{self as rfs, Stat};
+use rustix::fs::{self as rfs, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::Engine;
@@ -173,6 +173,13 @@ impl Engine {
         let mode = if kill { without_privileges(old.st_mode) } else { old.st_mode };
         self.backing.copy_meta(source, old, std::os::fd::AsFd::as_fd(&fd), mode)?;
         let id = FileId::of(&rfs::fstat(&fd)?);
+        if !copies {
+            // A truncation is a change. The time of a new inode can be that of the last change of the old one, where the
+            // file system hands out times finer than the clock's tick to those alone whose time was seen (XFS).
+            let now = Timespec { tv_sec: 0, tv_nsec: rfs::UTIME_NOW };
+            let same = Timespec { tv_sec: 0, tv_nsec: rfs::UTIME_OMIT };
+            rfs::futimens(&fd, &Timestamps { last_access: same, last_modification: now })?;
+        }
         let mut version = Version::new(fd, id, true);
         self.open_direct(&mut version, policy);
         if copies {
