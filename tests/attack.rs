@@ -5,16 +5,15 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::loopfs::{Kind, LoopFs};
+use common::loopfs::{Kind, LoopFs, Served};
 use common::mount::Mount;
 use common::tools::tool;
-use common::{can_mount, env_number, fresh_dir, full, kinds, run_text, say, wait_until};
+use common::{can_mount, env_number, full, kinds, run_text, say, wait_until};
 use serde_json::Value;
 
 const SWAPPER: &str = "1001";
@@ -108,35 +107,6 @@ fn a_race_of_symlinks_and_renames_leads_nowhere() {
     mount.stop();
 }
 
-/// A mount of the file system that resolves names by path; taken away when dropped.
-struct Naive {
-    server: Child,
-    dir: PathBuf,
-}
-
-impl Naive {
-    fn start(backing: &Path) -> Self {
-        let dir = fresh_dir("naive");
-        let mut server = Command::new(tool("naive")).arg(backing).arg(&dir).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        Self { server, dir }
-    }
-}
-
-impl Drop for Naive {
-    fn drop(&mut self) {
-        wait_until(Duration::from_secs(10), || {
-            Command::new("umount").arg(&self.dir).output().is_ok_and(|o| o.status.success())
-        });
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-        let _ = Command::new("umount").arg("-l").arg(&self.dir).output();
-        let _ = fs::remove_dir(&self.dir);
-    }
-}
-
 /// Control: what the attack does to a version without the protection.
 #[test]
 fn the_attack_leads_an_unprotected_one_out() {
@@ -147,13 +117,13 @@ fn the_attack_leads_an_unprotected_one_out() {
     let outside = forbidden(&disk);
     let before = fingerprint(&outside);
     let backing = disk.subdir("data");
-    let naive = Naive::start(&backing);
-    for (name, by) in [("through", &naive.dir), ("behind", &backing)] {
+    let naive = Served::start("naive", &[backing.as_os_str()]);
+    for (name, by) in [("through", naive.dir()), ("behind", backing.as_path())] {
         battlefield(&backing, name, &outside);
         let mut told = Value::Null;
         // Until it succeeds, which takes a moment on an idle machine and longer on a busy one.
         let caught = wait_until(Duration::from_secs(120), || {
-            told = attack(&naive.dir.join(name), &by.join(name), 1);
+            told = attack(&naive.dir().join(name), &by.join(name), 1);
             told["secrets"].as_u64() > Some(0) || fingerprint(&outside) != before
         });
         let changed = fingerprint(&outside).iter().filter(|l| !before.contains(l)).count();

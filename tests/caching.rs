@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use common::loopfs::{Kind, LoopFs};
 use common::mount::{Mount, fsys};
-use common::{can_mount, kinds, run, run_text, wait_until};
+use common::{appended, can_mount, kinds, run, run_text, wait_until};
 
 /// Files under `*.db` are always written in place.
 const IN_PLACE: &str = r"rule=*.db:mode=in-place";
@@ -131,14 +131,7 @@ fn passthrough_is_one_file() {
             assert open('f.db','rb').read(1)==b'M'\nopen('f.db','r+b').write(b'W')\nassert m[0:1]==b'W'\n";
         run(Command::new("python3").args(["-c", py]).current_dir(mnt));
         assert_eq!(seen(), "Wew\0\0New");
-        let jobs: Vec<_> = (0..8)
-            .map(|i| {
-                let script = format!("for n in $(seq 30); do echo {i} >> log.db; done");
-                Command::new("bash").args(["-ec", &script]).current_dir(mnt).spawn().unwrap()
-            })
-            .collect();
-        jobs.into_iter().for_each(|mut j| assert!(j.wait().unwrap().success()));
-        let log = text(&mnt.join("log.db")).unwrap();
+        let log = appended(mnt, "log.db", 8, 30);
         assert!((0..8).all(|i| log.lines().filter(|l| *l == i.to_string()).count() == 30), "no append is lost");
     });
 }

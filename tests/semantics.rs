@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::loopfs::{Kind, LoopFs};
 use common::mount::{Mount, fsys};
-use common::{can_mount, kinds, run, wait_until};
+use common::{appended, can_mount, kinds, run, wait_until};
 use rustix::io::Errno;
 
 /// Runs a test on a fresh mount of every kind of file system asked for.
@@ -221,14 +221,7 @@ fn files_in_use() {
         r.read_to_string(&mut s).unwrap();
         assert_eq!(s, "after");
         // Sixteen programs append.
-        let jobs: Vec<_> = (0..16)
-            .map(|i| {
-                let script = format!("for n in $(seq 20); do echo {i} >> log; done");
-                Command::new("bash").args(["-ec", &script]).current_dir(mnt).spawn().unwrap()
-            })
-            .collect();
-        jobs.into_iter().for_each(|mut j| assert!(j.wait().unwrap().success()));
-        let log = text(&mnt.join("log")).unwrap();
+        let log = appended(mnt, "log", 16, 20);
         assert!((0..16).all(|i| log.lines().filter(|l| *l == i.to_string()).count() == 20));
         assert_eq!(text(&backing.join("log")).unwrap(), log);
         // Shared maps in two processes, through Python's mmap; then sparse files.

@@ -1,5 +1,6 @@
 //! A real filesystem of its own for each test, on a loop device over a sparse image in memory.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -57,37 +58,37 @@ pub struct LoopFs {
     image: PathBuf,
     dir: PathBuf,
     device: String,
-    slow: Option<SlowDisk>,
+    slow: Option<Served>,
 }
 
-/// A process that serves the image with slow flushes.
+/// A tool that serves a file system of its own on a directory; taken away when dropped.
 #[derive(Debug)]
-struct SlowDisk {
+pub struct Served {
     server: Child,
     dir: PathBuf,
 }
 
-impl SlowDisk {
-    fn start(image: &Path, flush_us: u64) -> SlowDisk {
-        let dir = fresh_dir("slowdisk");
-        let mut server = Command::new(tool("slowdisk"))
-            .args(["--flush-us", &flush_us.to_string(), "--image"])
-            .arg(image)
-            .arg("--dir")
-            .arg(&dir)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("slowdisk");
+impl Served {
+    /// Starts tool `name` with its arguments, the last of which is made here: the directory. Returns when it serves.
+    pub fn start(name: &str, args: &[&OsStr]) -> Served {
+        let dir = fresh_dir(name);
+        let mut command = Command::new(tool(name));
+        let mut server = command.args(args).arg(&dir).stdout(Stdio::piped()).spawn().expect("the tool starts");
         let mut line = String::new();
         BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("an answer");
-        assert_eq!(line, "ready\n", "slowdisk does not serve {}", image.display());
-        SlowDisk { server, dir }
+        assert_eq!(line, "ready\n", "{name} {args:?} does not serve");
+        Served { server, dir }
+    }
+
+    /// Where it serves.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 }
 
-impl Drop for SlowDisk {
+impl Drop for Served {
     fn drop(&mut self) {
-        // The loop device lets go of the file a moment after its filesystem is unmounted.
+        // A loop device lets go of a file a moment after its filesystem is unmounted.
         wait_until(Duration::from_secs(10), || {
             Command::new("umount").arg(&self.dir).output().is_ok_and(|o| o.status.success())
         });
@@ -135,7 +136,11 @@ impl LoopFs {
         let file = File::create(&fs.image).expect("image");
         file.set_len(size_mb.max(300) << 20).expect("size of the image");
         run(kind.mkfs().args(mkfs).arg(&fs.image));
-        fs.slow = flush_us.map(|us| SlowDisk::start(&fs.image, us));
+        fs.slow = flush_us.map(|us| {
+            let us = us.to_string();
+            let args = ["--flush-us", &us, "--image"].map(OsStr::new);
+            Served::start("slowdisk", &[&args[..], &[fs.image.as_os_str(), OsStr::new("--dir")]].concat())
+        });
         let file = fs.slow.as_ref().map_or_else(|| fs.image.clone(), |s| s.dir.join("disk"));
         let mut list = vec!["loop"];
         list.extend(options);

@@ -164,3 +164,14 @@ pub fn is_mounted(path: &Path) -> bool {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     table.lines().any(|line| line.split(' ').nth(4).is_some_and(|p| Path::new(p) == path))
 }
+
+/// Programs 0 to `programs` append their number to a file `times` times each, side by side. Gives what it holds then.
+pub fn appended(dir: &Path, name: &str, programs: usize, times: usize) -> String {
+    let start = |i| {
+        let script = format!("for n in $(seq {times}); do echo {i} >> {name}; done");
+        Command::new("bash").args(["-ec", &script]).current_dir(dir).spawn().expect("bash")
+    };
+    let jobs: Vec<_> = (0..programs).map(start).collect();
+    jobs.into_iter().for_each(|mut j| assert!(j.wait().expect("it ends").success()));
+    std::fs::read_to_string(dir.join(name)).expect("what was appended")
+}
