@@ -21,6 +21,12 @@ use crate::sys::handle::{FileHandle, handle_of, open_handle};
 use crate::sys::{self, AlignedBuf};
 use probe::Probe;
 
+/// Descriptors that stay free for what is open already, of `limit`.
+pub const fn reserve(limit: u64) -> u64 {
+    let eighth = limit / 8;
+    if eighth < 256 { eighth } else { 256 }
+}
+
 /// A call that passes the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Call {
@@ -239,6 +245,15 @@ impl Backing {
         r
     }
 
+    /// Whether a program may be given one more open file: `EMFILE` when only the reserve is left. That is for what is
+    /// open already: its commits, its next version, looking up names. A new descriptor has the lowest number that is
+    /// free (open(2)), so its number tells how many are taken at least.
+    pub fn admit(&self) -> Result<(), Errno> {
+        let next = rustix::io::fcntl_dupfd_cloexec(&self.root, 0)?.as_raw_fd() as u64;
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        if next < limit - reserve(limit) { Ok(()) } else { Err(Errno::MFILE) }
+    }
+
     /// The root directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
@@ -270,7 +285,12 @@ impl Backing {
 
     /// Keeps hold of the inode of an `O_PATH` (or any) descriptor.
     pub fn anchor(&self, fd: OwnedFd, id: FileId) -> Result<Anchor, Errno> {
-        if self.handles && id.dev == self.dev { handle_of(&fd).map(Anchor::Handle) } else { Ok(Anchor::Fd(fd)) }
+        if self.handles && id.dev == self.dev {
+            handle_of(&fd).map(Anchor::Handle)
+        } else {
+            self.admit()?;
+            Ok(Anchor::Fd(fd))
+        }
     }
 
     /// As [`Backing::anchor`], for a descriptor that goes on being used.

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::batch::Published;
 use super::dir::{Dir, Place};
-use super::dispatch::{Cause, CommitError, Done, Outcome, Step, Ticket, Work, offer};
+use super::dispatch::{Cause, CommitError, Done, Outcome, Step, Ticket, Work};
 use super::file::{File, Handle, Parked, State, Version};
 use super::state::{Event, Phase};
 use super::{Behind, Engine};
@@ -214,10 +214,9 @@ impl Engine {
         None
     }
 
-    /// Queues an operation. When the queue is full, a worker thread waits for a place, and with it the program that
-    /// waits for the answer; the thread that serves the kernel goes on.
+    /// Queues an operation. When the queue is full, the program that waits for the answer waits for a place too; the
+    /// thread that serves the kernel goes on.
     pub fn send(self: &Arc<Self>, work: Work, done: Done) {
-        let Some(tx) = self.queue.lock().clone() else { return };
         Counters::add(&self.counters.in_flight, 1);
         let at = Instant::now();
         let me = self.clone();
@@ -226,12 +225,8 @@ impl Engine {
             me.commit_latency.record(at.elapsed());
             done.answer(r);
         });
-        if let Err(ticket) = offer(&tx, Ticket { work, done, at }) {
+        if !self.queue.submit(Ticket { work, done, at }) {
             Counters::add(&self.counters.queue_full_waits, 1);
-            self.workers.run(Box::new(move || {
-                // An error gives the ticket back; dropping it answers that the mount is shutting down.
-                drop(tx.send(ticket));
-            }));
         }
     }
 

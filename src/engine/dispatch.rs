@@ -9,11 +9,13 @@
 //! short wait for them saves flushes. It lasts no longer than a barrier did of late, which is what it can save, nor
 //! than `window_us`, and ends early when as many are there as last time.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::dir::{Dir, Place};
@@ -206,24 +208,87 @@ impl Ticket {
     }
 }
 
-/// Makes the queue. Its sender is the only way in; dropping all senders ends [`run`] after the last ticket.
-pub fn queue(max: usize) -> (Sender<Ticket>, Receiver<Ticket>) {
-    bounded(max.max(1))
+/// The way to the dispatcher: a channel of `queue_max` tickets, and behind it, in their order, those that wait for a
+/// place there. Each of them is a program that waits for its answer, or an acknowledged save (at most `pending_max`).
+pub struct Queue(Mutex<Line>);
+
+struct Line {
+    /// `None` once the queue is closed and nothing waits.
+    tx: Option<Sender<Ticket>>,
+    late: VecDeque<Ticket>,
+    closed: bool,
 }
 
-/// Puts a ticket into the queue, or gives it back when the queue is full; a closed queue answers it.
-pub fn offer(tx: &Sender<Ticket>, t: Ticket) -> Result<(), Ticket> {
-    match tx.try_send(t) {
-        Ok(()) => Ok(()),
-        Err(TrySendError::Full(t)) => Err(t),
-        // Dropping the ticket answers it with `Cause::Shutdown`.
-        Err(TrySendError::Disconnected(_)) => Ok(()),
+/// Makes the queue and the end that [`run`] takes from.
+pub fn queue(max: usize) -> (Queue, Receiver<Ticket>) {
+    let (tx, rx) = bounded(max.max(1));
+    (Queue(Mutex::new(Line { tx: Some(tx), late: VecDeque::new(), closed: false })), rx)
+}
+
+impl Queue {
+    /// Submits a ticket. `false` when the queue was full and it has to wait. A closed queue answers it.
+    pub fn submit(&self, t: Ticket) -> bool {
+        let mut line = self.0.lock();
+        let t = match &line.tx {
+            Some(tx) if !line.closed && line.late.is_empty() => match tx.try_send(t) {
+                Err(TrySendError::Full(t)) => t,
+                Ok(()) => return true,
+                Err(TrySendError::Disconnected(t)) => {
+                    drop(line);
+                    drop(t);
+                    return true;
+                }
+            },
+            Some(_) if !line.closed => t,
+            _ => {
+                // Its answer may submit again.
+                drop(line);
+                drop(t);
+                return true;
+            }
+        };
+        line.late.push_back(t);
+        false
+    }
+
+    /// Lets those that wait have the places that became free. Called by the dispatcher after it took a ticket: a ticket
+    /// waits only while the channel is full, so none is forgotten.
+    fn refill(&self) {
+        let mut line = self.0.lock();
+        while let Some(t) = line.late.pop_front() {
+            match line.tx.as_ref().map(|tx| tx.try_send(t)) {
+                Some(Err(TrySendError::Full(t))) => {
+                    line.late.push_front(t);
+                    break;
+                }
+                Some(Ok(())) => {}
+                // Not while the dispatcher runs.
+                Some(Err(TrySendError::Disconnected(_))) | None => {}
+            }
+        }
+        line.end_when_empty();
+    }
+
+    /// Takes no more tickets; [`run`] ends after the last one.
+    pub fn close(&self) {
+        let mut line = self.0.lock();
+        line.closed = true;
+        line.end_when_empty();
+    }
+}
+
+impl Line {
+    fn end_when_empty(&mut self) {
+        if self.closed && self.late.is_empty() {
+            self.tx = None;
+        }
     }
 }
 
 /// The dispatcher thread: takes tickets until the queue is closed and empty, at most `batch_max` at a time. `window`
 /// tells how long to wait for others at the moment, once several commit at the same time.
 pub fn run(
+    queue: &Queue,
     rx: &Receiver<Ticket>,
     batch_max: usize,
     window: impl Fn() -> Duration,
@@ -234,13 +299,13 @@ pub fn run(
     while let Ok(first) = rx.recv() {
         let mut batch = Vec::with_capacity(shared.max(8));
         batch.push(first);
-        scoop(rx, &mut batch, batch_max);
+        scoop(queue, rx, &mut batch, batch_max);
         let target = if batch.iter().any(Ticket::is_urgent) { 0 } else { worth_waiting_for(shared).min(batch_max) };
         let wait = if batch.len() < target { window() } else { Duration::ZERO };
         if !wait.is_zero() {
             Counters::add(&counters.windows, 1);
-            wait_for(rx, &mut batch, target, wait);
-            scoop(rx, &mut batch, batch_max);
+            wait_for(queue, rx, &mut batch, target, wait);
+            scoop(queue, rx, &mut batch, batch_max);
         }
         shared = batch.len();
         Counters::add(&counters.batches, 1);
@@ -256,18 +321,26 @@ pub fn worth_waiting_for(shared: usize) -> usize {
     shared.min(16.max(shared / 2))
 }
 
-fn scoop(rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, max: usize) {
-    let room = max.saturating_sub(batch.len());
-    batch.extend(rx.try_iter().take(room));
+/// Takes what is there.
+fn scoop(queue: &Queue, rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, max: usize) {
+    loop {
+        queue.refill();
+        let before = batch.len();
+        batch.extend(rx.try_iter().take(max.saturating_sub(before)));
+        if batch.len() == before {
+            return;
+        }
+    }
 }
 
-fn wait_for(rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, target: usize, window: Duration) {
+fn wait_for(queue: &Queue, rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, target: usize, window: Duration) {
     let deadline = Instant::now() + window;
     while batch.len() < target {
         match rx.recv_deadline(deadline) {
             Ok(t) => batch.push(t),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
         }
+        queue.refill();
     }
 }
 

@@ -32,14 +32,15 @@ const LONG: Duration = Duration::from_secs(600);
 /// Fills a queue with `n` tickets, closes it, runs it; the numbers in each batch.
 fn run_closed(n: usize, batch_max: usize) -> (Vec<Vec<usize>>, Vec<(usize, Outcome)>, Counters) {
     let answers = Arc::default();
-    let (tx, rx) = queue(n);
+    let (q, rx) = queue(n);
     for i in 0..n {
-        assert!(offer(&tx, ticket(&answers, i)).is_ok());
+        assert!(q.submit(ticket(&answers, i)));
     }
-    drop(tx);
+    q.close();
     let counters = Counters::default();
     let mut batches = Vec::new();
     run(
+        &q,
         &rx,
         batch_max,
         || LONG,
@@ -64,26 +65,49 @@ fn a_full_queue_at_the_end_is_run_in_order_and_answered() {
     assert_eq!((v.batches, v.batched_ops, v.batch_peak), (3, 250, 100));
 }
 
+/// What found the queue full has its place behind all before it, also while the dispatcher makes room: a later one
+/// never overtakes it.
 #[test]
-fn a_full_queue_gives_the_ticket_back() {
+fn a_full_queue_keeps_the_order() {
     let answers = Arc::default();
-    let (tx, rx) = queue(2);
-    assert!(offer(&tx, ticket(&answers, 0)).is_ok());
-    assert!(offer(&tx, ticket(&answers, 1)).is_ok());
-    let back = offer(&tx, ticket(&answers, 2)).unwrap_err();
-    assert_eq!(number(&back), 2);
+    let (q, rx) = queue(2);
+    assert!(q.submit(ticket(&answers, 0)) && q.submit(ticket(&answers, 1)));
+    assert!(!q.submit(ticket(&answers, 2)), "it waits");
     drop(rx.recv().unwrap());
-    assert!(offer(&tx, back).is_ok(), "there is a place again");
+    assert!(!q.submit(ticket(&answers, 3)), "a place is free, and not for this one");
+    let counters = Counters::default();
+    let mut order = Vec::new();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            (4..2000).for_each(|i| {
+                q.submit(ticket(&answers, i));
+            });
+            q.close();
+        });
+        run(
+            &q,
+            &rx,
+            3,
+            || LONG,
+            &counters,
+            |b| {
+                order.extend(b.iter().map(number));
+                b.into_iter().for_each(|t| t.done.answer(Ok(())));
+            },
+        );
+    });
+    assert_eq!(order, (1..2000).collect::<Vec<_>>());
+    assert_eq!(answers.lock().len(), 2000, "and one that the test took, which answers when it is lost");
 }
 
 #[test]
 fn a_lost_ticket_answers_that_the_mount_shuts_down() {
     let answers = Arc::default();
-    let (tx, rx) = queue(8);
-    assert!(offer(&tx, ticket(&answers, 0)).is_ok());
+    let (q, rx) = queue(8);
+    assert!(q.submit(ticket(&answers, 0)));
     drop(rx);
-    assert!(offer(&tx, ticket(&answers, 1)).is_ok(), "a closed queue takes it, and answers");
-    drop(tx);
+    assert!(q.submit(ticket(&answers, 1)), "a closed queue takes it, and answers");
+    q.close();
     let got = answers.lock().clone();
     assert_eq!(got.len(), 2);
     assert!(got.iter().all(|(_, r)| matches!(r, Err(CommitError { source: Cause::Shutdown, .. }))));
@@ -94,12 +118,12 @@ fn a_lone_commit_never_waits() {
     // One after the other, each submitted when the one before was answered. With a window of ten minutes the test
     // would not end if a single one waited for it.
     let answers: Arc<Mutex<Vec<_>>> = Arc::default();
-    let (tx, rx) = queue(8);
+    let (q, rx) = queue(8);
     let counters = Counters::default();
     let mut next = 1;
-    assert!(offer(&tx, ticket(&answers, 0)).is_ok());
-    let mut tx = Some(tx);
+    assert!(q.submit(ticket(&answers, 0)));
     run(
+        &q,
         &rx,
         100,
         || LONG,
@@ -108,10 +132,10 @@ fn a_lone_commit_never_waits() {
             assert_eq!(b.len(), 1);
             b.into_iter().for_each(|t| t.done.answer(Ok(())));
             if next < 20 {
-                assert!(offer(tx.as_ref().unwrap(), ticket(&answers, next)).is_ok());
+                assert!(q.submit(ticket(&answers, next)));
                 next += 1;
             } else {
-                tx = None;
+                q.close();
             }
         },
     );
@@ -122,20 +146,23 @@ fn a_lone_commit_never_waits() {
 #[test]
 fn after_a_shared_batch_the_window_waits_for_as_many_and_no_more() {
     let answers: Arc<Mutex<Vec<_>>> = Arc::default();
-    let (tx, rx) = queue(64);
+    let (q, rx) = queue(64);
     let counters = Counters::default();
-    (0..4).for_each(|i| assert!(offer(&tx, ticket(&answers, i)).is_ok()));
+    (0..4).for_each(|i| assert!(q.submit(ticket(&answers, i))));
     let sizes = AtomicUsize::new(0);
     std::thread::scope(|s| {
+        let q = &q;
         let (wake, woken) = crossbeam_channel::bounded::<()>(1);
         let late = answers.clone();
         s.spawn(move || {
             // The first batch (4) was answered: one comes back at once, three later.
             woken.recv().unwrap();
-            (4..8).for_each(|i| assert!(offer(&tx, ticket(&late, i)).is_ok()));
+            (4..8).for_each(|i| assert!(q.submit(ticket(&late, i))));
             woken.recv().unwrap();
+            q.close();
         });
         run(
+            q,
             &rx,
             100,
             || LONG,
@@ -155,12 +182,12 @@ fn after_a_shared_batch_the_window_waits_for_as_many_and_no_more() {
 #[test]
 fn a_window_ends_when_nobody_comes_back() {
     let answers: Arc<Mutex<Vec<_>>> = Arc::default();
-    let (tx, rx) = queue(64);
+    let (q, rx) = queue(64);
     let counters = Counters::default();
-    (0..4).for_each(|i| assert!(offer(&tx, ticket(&answers, i)).is_ok()));
-    let mut tx = Some(tx);
+    (0..4).for_each(|i| assert!(q.submit(ticket(&answers, i))));
     let mut sizes = Vec::new();
     run(
+        &q,
         &rx,
         9,
         || Duration::from_micros(50),
@@ -169,8 +196,8 @@ fn a_window_ends_when_nobody_comes_back() {
             sizes.push(b.len());
             b.into_iter().for_each(|t| t.done.answer(Ok(())));
             match sizes.len() {
-                1 | 2 => assert!(offer(tx.as_ref().unwrap(), ticket(&answers, 9)).is_ok()),
-                _ => tx = None,
+                1 | 2 => assert!(q.submit(ticket(&answers, 9))),
+                _ => q.close(),
             }
         },
     );
@@ -182,11 +209,11 @@ fn a_window_ends_when_nobody_comes_back() {
 fn the_sync_of_a_directory_is_not_held_back() {
     // After a shared batch, with a window that would not end.
     let answers: Arc<Mutex<Vec<_>>> = Arc::default();
-    let (tx, rx) = queue(64);
+    let (q, rx) = queue(64);
     let counters = Counters::default();
-    (0..4).for_each(|i| assert!(offer(&tx, ticket(&answers, i)).is_ok()));
-    let mut tx = Some(tx);
+    (0..4).for_each(|i| assert!(q.submit(ticket(&answers, i))));
     run(
+        &q,
         &rx,
         100,
         || LONG,
@@ -198,9 +225,8 @@ fn the_sync_of_a_directory_is_not_held_back() {
                     _ => continue,
                 };
                 t.work = Work::SyncDir(place.dir);
-                if let Some(tx) = tx.take() {
-                    assert!(offer(&tx, t).is_ok());
-                }
+                assert!(q.submit(t));
+                q.close();
             }
         },
     );

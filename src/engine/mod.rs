@@ -52,7 +52,7 @@ use crate::backend::{Backing, FileId};
 use crate::config::Config;
 use crate::telemetry::{Counters, FailedVersion, Latency};
 use dir::{Dir, DirFds};
-use dispatch::Ticket;
+use dispatch::Queue;
 use file::File;
 
 /// Directory descriptors kept open.
@@ -102,7 +102,7 @@ pub struct Engine {
     /// A running mean of the barriers, microseconds.
     recent_flush_us: AtomicU64,
     config: RwLock<Arc<Config>>,
-    queue: Mutex<Option<Sender<Ticket>>>,
+    queue: Arc<Queue>,
     workers: workers::Workers,
     dir_fds: DirFds,
     unsettled: Mutex<HashMap<u64, Arc<File>>>,
@@ -141,7 +141,8 @@ impl Engine {
     /// No thread could be started.
     pub fn start(backing: Backing, config: Config) -> stdio::Result<Arc<Self>> {
         let limits = config.limits;
-        let (tx, rx) = dispatch::queue(limits.queue_max);
+        let (queue, rx) = dispatch::queue(limits.queue_max);
+        let queue = Arc::new(queue);
         let (stop, stopped) = crossbeam_channel::bounded(0);
         let engine = Arc::new(Self {
             backing,
@@ -151,7 +152,7 @@ impl Engine {
             accounts: activity::Accounts::default(),
             recent_flush_us: AtomicU64::new(0),
             config: RwLock::new(Arc::new(config)),
-            queue: Mutex::new(Some(tx)),
+            queue: queue.clone(),
             workers: workers::Workers::start(2)?,
             dir_fds: DirFds::new(DIR_FDS),
             unsettled: Mutex::default(),
@@ -170,7 +171,7 @@ impl Engine {
         let me = engine.clone();
         let dispatcher = std::thread::Builder::new().name("dispatcher".into()).spawn(move || {
             let batch_max = limits.batch_max.max(1);
-            dispatch::run(&rx, batch_max, || me.window(), &me.counters, |batch| me.run_batch(batch));
+            dispatch::run(&queue, &rx, batch_max, || me.window(), &me.counters, |batch| me.run_batch(batch));
         })?;
         let me = engine.clone();
         let ticker = std::thread::Builder::new().name("ticker".into()).spawn(move || me.tick_until(&stopped))?;

@@ -107,7 +107,7 @@ impl Engine {
         let drained = self.drain(limit);
         self.keep_unfinished();
         self.workers.stop();
-        self.queue.lock().take();
+        self.queue.close();
         for t in self.threads.lock().drain(..) {
             if t.join().is_err() {
                 tracing::error!("an engine thread panicked");

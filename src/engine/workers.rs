@@ -1,5 +1,4 @@
-//! A few threads for what must not hold up the threads that serve the kernel: calls that waited for a commit, and
-//! submissions that wait for a place in the full queue.
+//! A few threads for what must not hold up the threads that serve the kernel: calls that waited for a commit.
 
 use std::io;
 use std::thread::JoinHandle;

@@ -59,6 +59,7 @@ impl Fs {
     /// opendir(3).
     pub fn opendir(&self, node: u64) -> Result<Opened, Errno> {
         let dir = self.dir(node)?;
+        self.backing().admit()?;
         let fd = self.backing().open_anchor(&dir.anchor, libc::O_RDONLY | libc::O_DIRECTORY)?;
         let io = IoMode::Directory { cached: self.keeps_listing(&dir, &fd) };
         let list = Mutex::new(Listing { fd, at: 0, staged: Vec::new(), skip: HashSet::new() });

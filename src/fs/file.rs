@@ -18,7 +18,8 @@ fn errno(r: Result<(), CommitError>) -> Result<(), Errno> {
 impl Fs {
     /// open(2) of an existing file; with `O_TRUNC` the rewrite begins here.
     pub fn open(self: &Arc<Self>, caller: Caller, node: u64, flags: i32, reply: Reply<Opened>) {
-        let found = self.node(node).and_then(|n| Ok((self.policy_of(&n), n.file()?.clone(), n)));
+        let admitted = self.backing().admit().and_then(|()| self.node(node));
+        let found = admitted.and_then(|n| Ok((self.policy_of(&n), n.file()?.clone(), n)));
         let (policy, file, at) = match found {
             Ok(f) => f,
             Err(e) => return reply.send(Err(e)),

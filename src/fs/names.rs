@@ -261,6 +261,7 @@ impl Fs {
             Ok(_) => return Ok(None),
             Err(e) => return Err(e),
         }
+        self.backing().admit()?;
         let policy = self.policy(&dir, name);
         let (node, handle) = if policy.mode == WriteMode::InPlace || dir.id.dev != self.backing().dev() {
             let how = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
