@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::loopfs::{Kind, LoopFs};
@@ -385,5 +385,63 @@ fn what_the_watch_allows_to_keep() {
         // Opens come to the daemon; nothing is looked up, read or listed again.
         assert!(!log.contains("pread64(") && !log.contains("getdents64("), "{log}");
         assert!(!log.contains("\"missing\""), "{log}");
+    });
+}
+
+/// How often a page that was read is older than what was written before the read began, of how many reads; and the last
+/// one, read after the last write. One program writes through `to`, and this one reads with `read`.
+fn older(to: &File, mut read: impl FnMut() -> u64 + Send) -> (u64, u64, bool) {
+    let (written, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        let reader = s.spawn(|| {
+            let (mut old, mut all) = (0, 0);
+            while !over.load(Ordering::Acquire) {
+                let least = written.load(Ordering::Acquire);
+                old += u64::from(read() < least);
+                all += 1;
+            }
+            (old, all, read() == written.load(Ordering::Acquire))
+        });
+        for n in 1..=5000_u64 {
+            to.write_all_at(&n.to_le_bytes().repeat(512), 0).unwrap();
+            written.store(n, Ordering::Release);
+        }
+        over.store(true, Ordering::Release);
+        reader.join().unwrap()
+    })
+}
+
+/// What goes past the kernel's cache, through a descriptor that can only write, is seen by all others: by read(2) and in
+/// a map, while it is written and after.
+#[test]
+fn what_only_writes_is_seen_by_all() {
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+    let options = format!("mode=replace,{IN_PLACE},passthrough=off");
+    on_each("what_only_writes_is_seen_by_all", &options, |_, dir, backing, _| {
+        for name in ["staged", "in place.db"] {
+            let path = dir.join(name);
+            fs::write(&path, [0; 4096]).unwrap();
+            let first = |page: &[u8]| u64::from_le_bytes(page[..8].try_into().unwrap());
+            let to = OpenOptions::new().write(true).open(&path).unwrap();
+            let reads = |from: File| {
+                let mut page = [0; 4096];
+                move || from.read_exact_at(&mut page, 0).map(|()| first(&page)).unwrap()
+            };
+            let (old, all, last) = older(&to, reads(File::open(&path).unwrap()));
+            assert!((old, last) == (0, true) && all > 100, "{name}: {old} of {all} reads were old; the last: {last}");
+            let from = File::open(&path).unwrap();
+            // SAFETY: a fresh map of a file of this length, read within it and unmapped below, after the thread ended.
+            let map = unsafe { mmap(std::ptr::null_mut(), 4096, ProtFlags::READ, MapFlags::SHARED, &from, 0) }.unwrap();
+            let at = map as usize;
+            // SAFETY: as above; the content changes meanwhile, so it is read as volatile.
+            let (old, all, last) = older(&to, || unsafe { (at as *const u64).read_volatile() });
+            // SAFETY: as above.
+            unsafe { munmap(map, 4096) }.unwrap();
+            assert!((old, last) == (0, true) && all > 100, "{name}: {old} of {all} looks were old; the last: {last}");
+            if name == "staged" {
+                let (old, _, last) = older(&to, reads(File::open(backing.join(name)).unwrap()));
+                assert!(old > 0 && !last, "control: who reads the version before is found");
+            }
+        }
     });
 }
