@@ -35,6 +35,10 @@ fn tune_predicts_recommends_and_leaves_nothing() {
     let rate = |row: usize, kind: &str| report["rows"][row][kind]["per_s"].as_f64().unwrap();
     assert!(rate(0, "waiting") < 1000.0 && rate(0, "at_once") > rate(0, "waiting"), "{report:#}");
     assert!(rate(1, "waiting") > rate(0, "waiting"), "four writers share flushes: {report:#}");
+    let windows = report["rows"][1]["windows"].as_array().unwrap();
+    let of = |us: u64| windows.iter().find(|w| w[0] == us).unwrap()[1].as_f64().unwrap();
+    let recommended = report["recommended"]["window_us"].as_u64().unwrap();
+    assert!((of(recommended) / rate(1, "waiting") - 1.0).abs() < 0.01, "one forecast for one setting: {report:#}");
     assert!(std::fs::read_to_string(&svg).unwrap().starts_with("<svg"));
     assert_eq!(names(&data), ["mine"]);
 

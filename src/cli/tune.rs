@@ -18,9 +18,11 @@ use crate::error::{Error, Exit, Result};
 use crate::mount::table;
 use crate::tuning::load::{self, Sample, Shape, Style};
 use crate::tuning::measure::{BatchCost, Bed, SIZES, Timing};
-use crate::tuning::model::{self, Forecast, Front};
+use crate::tuning::model::{self, Forecast, Front, WINDOWS};
 use crate::tuning::scratch::Scratch;
 
+/// A run of a trial: long enough for what waits for the commit interval or `pending_max` to come into play.
+const TRIAL: Duration = Duration::from_secs(1);
 /// Files of the groups whose flushes are compared.
 const GROUP: usize = 16;
 /// Writers that keep the daemon busy.
@@ -36,7 +38,7 @@ const EXAMPLE: &str = "Examples:
   fsys tune /data
   fsys tune --writers 1,16 --size 65536 --svg tune.svg --write /etc/fsys/data.toml /data
 
-Measures in a temporary directory in BACKING, which is removed at the end; takes about half a minute.
+Measures in a temporary directory in BACKING, which is removed at the end; takes about a minute.
 Run it while the device is as busy as it usually is. `fsys bench` shows what a mount then gives.";
 
 /// Measure the device under a directory, predict what each level gives there, recommend a configuration
@@ -86,8 +88,11 @@ struct Row {
     writers: usize,
     /// The proper sequence on the bare directory, measured.
     raw: Sample,
-    /// Saves that wait: levels `always` and `close`, and `fsync` for programs that call fsync.
+    /// Saves that wait: levels `always` and `close`, and `fsync` for programs that call fsync. As a trial mount gave it;
+    /// without one, by the model alone.
     waiting: Forecast,
+    /// The same with other windows, microseconds and saves per second: by the model, which the trial calibrated.
+    windows: Vec<(u64, f64)>,
     /// Saves of new files that do not: levels `fsync` and `relaxed`.
     at_once: Option<Forecast>,
 }
@@ -134,7 +139,7 @@ fn not_measured(dir: &Path, why: &dyn std::fmt::Display) -> Error {
 fn measure(backing: &Path, args: &Args) -> Result<Report> {
     let failed = |e: std::io::Error| not_measured(backing, &e);
     let methods = [Method::Sync, Method::Data, Method::Direct];
-    let mut progress = Progress::new(3 + methods.len() + args.writers.len());
+    let mut progress = Progress::new(5 + methods.len() + args.writers.len());
     let scratch = Scratch::new(backing, "fsys-tune").map_err(failed)?;
     let made = |name: &str| -> Result<PathBuf> {
         let dir = scratch.path().join(name);
@@ -161,24 +166,41 @@ fn measure(backing: &Path, args: &Args) -> Result<Report> {
         }
     }
     progress.step("a save through a mount, without its flush")?;
-    let (front, no_front) = match front(&made("data")?, &made("mnt")?, size, auto.us(1)) {
+    let (data, mnt) = (made("data")?, made("mnt")?);
+    let (front, no_front) = match front(&data, &mnt, size, auto.us(1)) {
         Ok(front) => (Some(front), String::new()),
         Err(e) => (None, format!("{}: {}", e.what, e.why)),
     };
-    let Limits { batch_max, pending_max, .. } = Limits::default();
+    let Limits { batch_max, .. } = Limits::default();
     let writers: Vec<usize> = args.writers.iter().map(|w| usize::from(*w)).collect();
     let assumed = front.unwrap_or(Front { serial_us: 0.0, apart_us: 0.0, handover_us: 0.0 });
     let window_us = model::good_window_us(assumed, &best.1, &writers, batch_max);
+    // What the model cannot know (how programs and daemon share the processors) a mount with these very settings shows.
+    let mut trial = |durability: &str, style: Style| -> Result<Vec<Option<f64>>> {
+        progress.step(&format!("a trial mount with durability={durability}"))?;
+        if front.is_none() {
+            return Ok(vec![None; writers.len()]);
+        }
+        let options = format!("durability={durability},method={},window_us={window_us}", name_of(&best.0));
+        mounted(&data, &mnt, &options, || {
+            writers.iter().map(|n| rate(&mnt, &Shape { writers: *n, size, style }, TRIAL, u64::MAX).map(Some)).collect()
+        })
+    };
+    let waiting = trial("close", Style::Rewrite)?;
+    let at_once = trial("relaxed", Style::Create)?;
     let raw = made("raw")?;
     let mut rows = Vec::new();
-    for writers in writers {
+    for ((writers, waiting), at_once) in writers.into_iter().zip(waiting).zip(at_once) {
         progress.step(&format!("the proper sequence on the bare directory, {writers} writer(s)"))?;
         let shape = Shape { writers, size, style: Style::Rename };
+        let model = |window| model::waiting(assumed, &best.1, writers, window, batch_max);
+        let scale = waiting.map_or(1.0, |per_s| per_s / model(window_us).per_s);
         rows.push(Row {
             writers,
+            windows: WINDOWS.map(|w| (w, model(w).per_s * scale)).into(),
             raw: load::run(&raw, &shape, Duration::from_millis(1000), u64::MAX).map_err(failed)?,
-            waiting: model::waiting(assumed, &best.1, writers, window_us, batch_max),
-            at_once: front.map(|f| model::without_waiting(f, &best.1, writers, pending_max, batch_max)),
+            waiting: model(window_us).calibrated(waiting),
+            at_once: at_once.map(|per_s| Forecast::of_rate(writers, per_s)),
         });
     }
     drop(progress);
@@ -199,14 +221,9 @@ fn measure(backing: &Path, args: &Args) -> Result<Report> {
 
 /// What a save costs through a real mount besides its flush; `lone_us` is what a batch of one takes here.
 fn front(data: &Path, mnt: &Path, size: usize, lone_us: f64) -> Result<Front> {
-    // The median of three: something else on the machine spoils one.
-    let rate = |writers, style| -> Result<f64> {
-        let shape = Shape { writers, size, style };
+    let rate = |writers: usize, style| {
         let most = (FRONT_SAVES.min(FRONT_BYTES / size) / writers).max(8) as u64;
-        let run = |_| load::run(mnt, &shape, Duration::from_millis(400), most).map(|s| s.per_s);
-        let mut rates = (0..3).map(run).collect::<std::io::Result<Vec<_>>>().map_err(|e| not_measured(mnt, &e))?;
-        rates.sort_by(f64::total_cmp);
-        Ok(rates[1])
+        rate(mnt, &Shape { writers, size, style }, Duration::from_millis(400), most)
     };
     // Nobody waits, and nothing is committed meanwhile: new files, since one that is saved again has to be committed
     // first. The first run warms the code.
@@ -216,6 +233,14 @@ fn front(data: &Path, mnt: &Path, size: usize, lone_us: f64) -> Result<Front> {
     })?;
     let waiting = mounted(data, mnt, "durability=close", || rate(1, Style::Rewrite))?;
     Ok(Front::from_rates(one, many, waiting, lone_us))
+}
+
+/// Saves per second. The median of three runs: something else on the machine spoils one.
+fn rate(dir: &Path, shape: &Shape, time: Duration, most: u64) -> Result<f64> {
+    let run = |_| load::run(dir, shape, time, most).map(|s| s.per_s);
+    let mut rates = (0..3).map(run).collect::<std::io::Result<Vec<_>>>().map_err(|e| not_measured(dir, &e))?;
+    rates.sort_by(f64::total_cmp);
+    Ok(rates[1])
 }
 
 /// Does something with a mount, and unmounts.
@@ -302,6 +327,15 @@ fn words(r: &Report, chart: &Chart) -> String {
         let raw = format!("{}/s", figure(row.raw.per_s));
         put(format!("{:>8}{:>26}{at_once:>26}{raw:>22}", row.writers, cell(&row.waiting)));
     }
+    put(format!(
+        "\nalways, close: saves/s by window_us\n{:>8}{}",
+        "writers",
+        WINDOWS.map(|w| format!("{w:>10}")).concat()
+    ));
+    for row in &r.rows {
+        let rates: String = row.windows.iter().map(|(_, rate)| format!("{:>10}", figure(*rate))).collect();
+        put(format!("{:>8}{rates}", row.writers));
+    }
     put(format!("\nrecommended:\n\n{}", r.recommended.config));
     text
 }
@@ -312,9 +346,9 @@ mod tests {
 
     #[test]
     fn the_recommended_configuration_is_valid() {
-        let forecast = Forecast { writers: 8, per_s: 1234.5, latency_us: 810.0, coalescing: 8.0 };
+        let forecast = Forecast { writers: 8, per_s: 1234.5, latency_us: 810.0, coalescing: Some(8.0) };
         let raw = Sample { saves: 10, per_s: 100.0, p50_us: 1, p99_us: 2 };
-        let rows = [Row { writers: 8, raw, waiting: forecast, at_once: None }];
+        let rows = [Row { writers: 8, raw, waiting: forecast, windows: vec![], at_once: None }];
         let text = config(Path::new("/data"), "ext4", Method::Data, 500, &rows);
         let mut parsed = crate::config::Config::default();
         crate::config::file::parse(&text, "recommended", &mut parsed).unwrap();

@@ -53,24 +53,20 @@ pub struct Forecast {
     pub per_s: f64,
     /// Mean time of a save, microseconds.
     pub latency_us: f64,
-    /// Saves per batch.
-    pub coalescing: f64,
+    /// Saves per batch, by the model.
+    pub coalescing: Option<f64>,
 }
 
-/// Saves of new files that wait for no flush, until `pending_max` of them are closed and not yet committed: then one
-/// waits, and all are. (A file that is saved again before it was committed waits for that, too; this is without.)
-pub fn without_waiting(
-    front: Front,
-    cost: &BatchCost,
-    writers: usize,
-    pending_max: usize,
-    batch_max: usize,
-) -> Forecast {
-    let alone_us = front.serial_us + front.apart_us;
-    let save_us = (alone_us / writers as f64).max(front.serial_us);
-    let commits_us = cost.us(batch_max) * (pending_max as f64 / batch_max as f64);
-    let per_s = pending_max as f64 / (pending_max as f64 * save_us + commits_us) * 1e6;
-    Forecast { writers, per_s, latency_us: writers as f64 / per_s * 1e6, coalescing: batch_max as f64 }
+impl Forecast {
+    /// Where nothing but the rate is known.
+    pub fn of_rate(writers: usize, per_s: f64) -> Self {
+        Self { writers, per_s, latency_us: writers as f64 / per_s * 1e6, coalescing: None }
+    }
+
+    /// With the rate that was measured, where one was: every writer saves without a pause, so the time of a save follows.
+    pub fn calibrated(self, per_s: Option<f64>) -> Self {
+        per_s.map_or(self, |per_s| Self { coalescing: self.coalescing, ..Self::of_rate(self.writers, per_s) })
+    }
 }
 
 /// Saves that wait for their commit, with a window of at most `window_max_us` and batches of at most `batch_max`.
@@ -84,7 +80,7 @@ pub fn waiting(front: Front, cost: &BatchCost, writers: usize, window_max_us: u6
         writers,
         per_s: saves as f64 / time * 1e6,
         latency_us: (run.waited - waited) / saves as f64,
-        coalescing: saves as f64 / (run.batches - batches) as f64,
+        coalescing: Some(saves as f64 / (run.batches - batches) as f64),
     }
 }
 
@@ -213,9 +209,11 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Windows that are compared, microseconds.
+pub const WINDOWS: [u64; 7] = [0, 500, 1000, 2000, 5000, 10_000, 20_000];
+
 /// The smallest window that is within 2 % of the best for all of these numbers of writers.
 pub fn good_window_us(front: Front, cost: &BatchCost, writers: &[usize], batch_max: usize) -> u64 {
-    const WINDOWS: [u64; 7] = [0, 500, 1000, 2000, 5000, 10_000, 20_000];
     let rates = |window: u64| writers.iter().map(move |n| waiting(front, cost, *n, window, batch_max).per_s);
     let best = writers
         .iter()
@@ -241,7 +239,7 @@ mod tests {
         let one = waiting(front, &cost, 1, 10_000, 256);
         near(one.per_s, 1000.0);
         near(one.latency_us, 1000.0);
-        near(one.coalescing, 1.0);
+        near(one.coalescing.unwrap(), 1.0);
     }
 
     #[test]
@@ -249,7 +247,11 @@ mod tests {
         let front = Front { serial_us: 10.0, apart_us: 0.0, handover_us: 0.0 };
         let slow = BatchCost(vec![(1, 10_000.0), (64, 10_000.0)]);
         let eight = waiting(front, &slow, 8, 10_000, 256);
-        near(eight.coalescing, 8.0);
+        near(eight.coalescing.unwrap(), 8.0);
+        let seen = eight.calibrated(Some(400.0));
+        near(seen.latency_us, 20_000.0);
+        assert_eq!((seen.per_s, seen.coalescing), (400.0, eight.coalescing));
+        assert_eq!(eight.calibrated(None), eight);
         near(eight.per_s, 8.0 / 10_080.0 * 1e6);
         let fast = BatchCost(vec![(1, 1.0), (64, 1.0)]);
         assert!(waiting(front, &fast, 64, 0, 256).per_s > 80_000.0);
@@ -260,12 +262,6 @@ mod tests {
     fn rates_give_back_the_front() {
         let front = Front::from_rates(4000.0, 10_000.0, 800.0, 900.0);
         near(front.handover_us, 100.0);
-        let free = BatchCost(vec![(1, 0.0), (2, 0.0)]);
-        near(without_waiting(front, &free, 1, 512, 256).per_s, 4000.0);
-        near(without_waiting(front, &free, 8, 512, 256).per_s, 10_000.0);
-        // 512 saves in 51.2 ms, and two batches of 24.4 ms.
-        let slow = BatchCost(vec![(1, 24_400.0), (256, 24_400.0)]);
-        near(without_waiting(front, &slow, 8, 512, 256).per_s, 5120.0);
         let odd = Front::from_rates(100.0, 90.0, 100.0, 20_000.0);
         assert!(odd.apart_us.abs() < 1e-9, "noise is no negative time: {odd:?}");
         // A mount that is faster than the batch by itself: the forecast is what was measured.
