@@ -1,5 +1,6 @@
 //! From a program's close or fsync to a ticket, and from the dispatcher's result back to the file's state.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroI32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -139,13 +140,12 @@ impl Engine {
         }
     }
 
-    /// Submits the acknowledged saves of a file's directory in their order, so that a later one there does not overtake
+    /// Submits the acknowledged saves of a file's directories in their order, so that a later one there does not overtake
     /// them. They share its batch, so they cost no flush. The file itself keeps its place among them. Called without any
     /// state locked.
     pub(super) fn submit_owed(self: &Arc<Self>, file: &File) {
-        let dir = file.state.read().names.first().map(|p| p.dir.clone());
-        let Some(dir) = dir else { return };
-        for other in self.acknowledged_in(&[&dir]) {
+        let dirs: Vec<_> = file.state.read().names.iter().map(|p| p.dir.clone()).collect();
+        for other in self.acknowledged_in(&dirs.iter().collect::<Vec<_>>()) {
             self.commit_if(&other, State::owes, Done::nobody());
         }
     }
@@ -262,22 +262,32 @@ impl Engine {
     }
 
     /// The files in these directories whose close was acknowledged and whose commit is still to come, in the order of
-    /// the acknowledgements within each: they come before any operation on names there.
+    /// the acknowledgements: they come before any operation on names there. One with links elsewhere brings along what
+    /// comes before it there.
     pub fn acknowledged_in(&self, dirs: &[&Arc<Dir>]) -> Vec<Arc<File>> {
-        let mut all = Vec::new();
-        for dir in dirs.iter().filter(|d| d.owed.load(Ordering::Acquire) > 0) {
-            let staged: Vec<_> = dir.staged.lock().values().cloned().collect();
-            let nth = |f: Arc<File>| {
-                let st = f.state.read();
-                let nth = st.owes().then_some(st.owed_nth);
-                drop(st);
-                nth.map(|nth| (nth, f))
-            };
-            let mut owed: Vec<_> = staged.into_iter().filter_map(nth).collect();
-            owed.sort_unstable_by_key(|(nth, _)| *nth);
-            all.extend(owed.into_iter().map(|(_, f)| f));
+        if dirs.iter().all(|d| d.owed.load(Ordering::Acquire) == 0) {
+            return Vec::new();
         }
-        all
+        let mut dirs: Vec<Arc<Dir>> = dirs.iter().map(|d| (*d).clone()).collect();
+        let mut found: BTreeMap<u64, Arc<File>> = BTreeMap::new();
+        let mut next = 0;
+        while let Some(dir) = dirs.get(next).cloned() {
+            next += 1;
+            if dir.owed.load(Ordering::Acquire) == 0 {
+                continue;
+            }
+            let staged: Vec<_> = dir.staged.lock().values().cloned().collect();
+            for file in staged {
+                let st = file.state.read();
+                if st.owes() {
+                    let more = st.owed_in.iter().filter(|d| !dirs.iter().any(|known| Arc::ptr_eq(d, known)));
+                    let more: Vec<_> = more.cloned().collect();
+                    dirs.extend(more);
+                    found.insert(st.owed_nth, file.clone());
+                }
+            }
+        }
+        found.into_values().collect()
     }
 
     /// The dispatcher published the version: it is the committed one now.
@@ -335,9 +345,7 @@ impl Engine {
             return;
         }
         st.failures += 1;
-        if let Some(dir) = &st.owed_in {
-            *dir.lost.lock() = Some(error.errno());
-        }
+        st.owed_in.iter().for_each(|dir| *dir.lost.lock() = Some(error.errno()));
         st.paid();
         self.unsettled.lock().remove(&file.tag);
         st.unflushed = 0;

@@ -87,8 +87,6 @@ pub struct Dir {
     pub published: AtomicU64,
     /// How many files here have a change that was acknowledged and is not committed yet.
     pub owed: AtomicU64,
-    /// How many there ever were.
-    pub owed_ever: AtomicU64,
     /// For the layer above: found out when a name in it is looked at first.
     pub told: OnceLock<Told>,
     shown: Mutex<Option<Shown>>,
@@ -115,7 +113,6 @@ impl Dir {
             staged: Mutex::default(),
             published: AtomicU64::new(0),
             owed: AtomicU64::new(0),
-            owed_ever: AtomicU64::new(0),
             told: OnceLock::new(),
             shown: Mutex::new(None),
             lost: Mutex::new(None),

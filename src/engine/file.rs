@@ -161,9 +161,9 @@ pub struct State {
     pub unseen: u32,
     /// Descriptors that wrote and were not closed or synced since.
     pub unflushed: u32,
-    /// A close was acknowledged and its commit is still to come: the directory that counts it ([`State::owe`]).
-    pub owed_in: Option<Arc<Dir>>,
-    /// How many were owed there before it: debts are paid in this order.
+    /// A close was acknowledged and its commit is still to come: the directories that count it ([`State::owe`]).
+    pub owed_in: Box<[Arc<Dir>]>,
+    /// How many were owed before it: debts are paid in this order.
     pub owed_nth: u64,
     /// The policy of the newest open.
     pub policy: Policy,
@@ -183,6 +183,9 @@ impl std::fmt::Debug for State {
     }
 }
 
+/// Changes that were acknowledged so far, of all directories: the order of the debts.
+static OWED: AtomicU64 = AtomicU64::new(0);
+
 impl State {
     /// Changes the phase, or reports the bug.
     pub fn go(&mut self, e: Event) -> Result<(), Errno> {
@@ -193,27 +196,33 @@ impl State {
         Ok(())
     }
 
-    /// Notes that a program was told that its change is done, which a commit is still to make true.
+    /// Notes that a program was told that its change is done, which a commit is still to make true. It is seen in the
+    /// directories of all names that are known (one, but for links), and keeps its place among the changes in each.
     pub fn owe(&mut self) {
-        if self.owed_in.is_none()
-            && let Some(p) = self.names.first()
-        {
-            p.dir.owed.fetch_add(1, Ordering::AcqRel);
-            self.owed_nth = p.dir.owed_ever.fetch_add(1, Ordering::AcqRel);
-            self.owed_in = Some(p.dir.clone());
+        if self.owes() {
+            return;
         }
+        let mut dirs: Vec<Arc<Dir>> = Vec::with_capacity(self.names.len());
+        for p in &self.names {
+            if !dirs.iter().any(|d| Arc::ptr_eq(d, &p.dir)) {
+                p.dir.owed.fetch_add(1, Ordering::AcqRel);
+                dirs.push(p.dir.clone());
+            }
+        }
+        self.owed_nth = OWED.fetch_add(1, Ordering::AcqRel);
+        self.owed_in = dirs.into();
     }
 
     /// The commit came, or there is nothing left to commit.
     pub fn paid(&mut self) {
-        if let Some(dir) = self.owed_in.take() {
+        for dir in std::mem::take(&mut self.owed_in) {
             dir.owed.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
     /// Whether a commit is owed.
     pub fn owes(&self) -> bool {
-        self.owed_in.is_some()
+        !self.owed_in.is_empty()
     }
 
     /// Whether what is staged is a version that a program was told is saved.
@@ -294,17 +303,25 @@ impl File {
     }
 
     /// Learns a name by lookup; the `only` one when the inode has a single link.
-    pub fn learn_name(&self, dir: &Arc<Dir>, name: &OsStr, only: bool) {
+    pub fn learn_name(self: &Arc<Self>, dir: &Arc<Dir>, name: &OsStr, only: bool) {
         let known = |st: &State| st.names.iter().any(|p| p.is(dir, name)) && (!only || st.names.len() == 1);
         if known(&self.state.read()) {
             return;
         }
         let mut st = self.state.write();
-        // A file with a staged version is published under the name that it was staged for.
-        if st.phase != Phase::Clean || known(&st) {
+        // A file with a staged version is published under the name that it was staged for; one that is changed from the
+        // journal is changed under all its names.
+        let overlaid = st.phase == Phase::Staged && !st.is_new_inode();
+        if st.phase != Phase::Clean && !overlaid || known(&st) {
             return;
         }
-        if only {
+        if overlaid {
+            dir.staged.lock().entry(name.to_owned()).or_insert_with(|| self.clone());
+            if st.owes() && !st.owed_in.iter().any(|d| Arc::ptr_eq(d, dir)) {
+                dir.owed.fetch_add(1, Ordering::AcqRel);
+                st.owed_in = st.owed_in.iter().chain([dir]).cloned().collect();
+            }
+        } else if only {
             st.names.clear();
         }
         // Most files have one name; a vector would make room for four.
@@ -331,7 +348,7 @@ impl State {
             kernel: None,
             unseen: 0,
             unflushed: 0,
-            owed_in: None,
+            owed_in: Box::default(),
             owed_nth: 0,
             policy: Policy::default(),
             failures: 0,

@@ -110,7 +110,7 @@ impl Engine {
         st.go(Event::Stage)?;
         self.sync_what_is_owed(file, st);
         overlay.begin(size);
-        if let Some(place) = st.names.first() {
+        for place in &st.names {
             // A name that another file took keeps that one; this file then goes without.
             self.claim(place, file);
         }

@@ -51,3 +51,41 @@ fn a_mapped_file_with_two_names_and_a_kill() {
     fs::remove_dir_all(disk.path().join(".fsys")).unwrap();
     assert_eq!(fs::read(&a).unwrap(), want);
 }
+
+/// A change through one name is a change under all, so it comes before what is done later beside any of them: also where
+/// the other name was not looked up before.
+#[test]
+fn a_change_keeps_its_place_in_the_directories_of_all_links() {
+    if !common::can_mount("a_change_keeps_its_place_in_the_directories_of_all_links") {
+        return;
+    }
+    let disk = LoopFs::new(Kind::Ext4, 64);
+    let (a, b) = (disk.subdir("a"), disk.subdir("b"));
+    for level in ["fsync", "relaxed"] {
+        for what in ["rename over a link", "unlink a link", "save and rename beside a link"] {
+            fs::write(a.join("file"), "old").unwrap();
+            fs::write(b.join("other"), "other").unwrap();
+            let _ = fs::remove_file(b.join("link"));
+            fs::hard_link(a.join("file"), b.join("link")).unwrap();
+            let options = format!("mode=journal,durability={level},commit_interval_ms=3600000");
+            let mut mount = Mount::start(disk.path(), &options);
+            let at = |name: &str| mount.path().join(name);
+            if what.starts_with("save") {
+                // No operation on the link itself: its name has to be known, after the other.
+                ["a/file", "b/link"].map(|name| fs::metadata(at(name)).unwrap());
+            }
+            fs::write(at("a/file"), "new").unwrap();
+            assert_eq!(fs::read_to_string(a.join("file")).unwrap(), "old", "control: not committed by itself");
+            match what {
+                "rename over a link" => fs::rename(at("b/other"), at("b/link")).unwrap(),
+                "unlink a link" => fs::remove_file(at("b/link")).unwrap(),
+                _ => {
+                    fs::write(at("b/other"), "later").unwrap();
+                    fs::rename(at("b/other"), at("b/third")).unwrap();
+                }
+            }
+            assert_eq!(fs::read_to_string(a.join("file")).unwrap(), "new", "{what}, {level}");
+            mount.stop();
+        }
+    }
+}
