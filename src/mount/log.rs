@@ -170,7 +170,7 @@ impl Visit for Words {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         let space = if self.0.is_empty() { "" } else { " " };
         let value = format!("{value:?}");
-        self.0 += &match field.name() {
+        let word = match field.name() {
             // What the library `log` adds about where it was said.
             name if name.starts_with("log.") => return,
             // The lines of a cause, an effect, an action are indented.
@@ -180,6 +180,7 @@ impl Visit for Words {
             }
             name => format!("{space}{name}={}", visible(&value)),
         };
+        self.0.push_str(&word);
     }
 }
 

@@ -85,7 +85,7 @@ pub fn per(part: u64, whole: u64) -> f64 {
 /// The value of a sample, by its name with labels.
 pub fn sample(text: &str, name: &str) -> f64 {
     let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
-    value.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+    value.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().expect("a number")
 }
 
 /// Polls until `done` holds; false when it does not within `limit`.
