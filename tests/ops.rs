@@ -5,8 +5,7 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -291,99 +290,6 @@ fn a_policy_by_xattr_counts_only_where_it_is_allowed() {
     assert_eq!(s.get("f", "durability").0, "close");
 }
 
-/// Runs promtool of the package `prometheus`, from PATH or `FSYS_PROMTOOL`; `None` where it is not there.
-fn promtool(args: &[&str], input: &str) -> Option<Output> {
-    let program = std::env::var_os("FSYS_PROMTOOL").unwrap_or_else(|| "promtool".into());
-    let mut child = std::process::Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .ok()?;
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    Some(child.wait_with_output().unwrap())
-}
-
-fn scrape(address: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
-
-/// The value of a sample, by its name with labels.
-fn sample(text: &str, name: &str) -> f64 {
-    let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
-    value.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
-}
-
-#[test]
-fn metrics_over_socket_and_address_are_what_prometheus_reads() {
-    if !can_mount("metrics") {
-        return;
-    }
-    // A port that is free now.
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let s = Site::new("", &format!(",metrics={address}"));
-    for i in 0..20 {
-        fs::write(s.path(&format!("f{i}")), "x").unwrap();
-    }
-    let text = s.ok(&["metrics"]);
-    assert!(sample(&text, "fsys_commits_total") >= 20.0);
-    assert!(sample(&text, "fsys_commit_seconds_count{durability=\"close\"}") >= 20.0);
-    assert!(sample(&text, "fsys_flush_seconds_count") > 0.0);
-    assert_eq!(sample(&text, "fsys_health{state=\"healthy\"}"), 1.0);
-    let operations = sample(&text, "fsys_batch_operations_sum");
-    assert_eq!(operations, sample(&text, "fsys_batched_ops_total"), "each operation was in one batch");
-
-    let answer = scrape(&address);
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.0 200"), "{head}");
-    let families = |t: &str| t.lines().filter(|l| l.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
-    assert_eq!(families(&text), families(body));
-
-    let Some(checked) = promtool(&["check", "metrics"], body) else {
-        return common::say("promtool is not there: the metrics were not checked by it (Debian: prometheus)");
-    };
-    assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
-    let bad = promtool(&["check", "metrics"], "fsys_x{ 1\n").unwrap();
-    assert!(!bad.status.success(), "it can fail");
-}
-
-/// The alerts do what they say, and the expressions of the dashboard are PromQL.
-#[test]
-fn rules_and_dashboard_are_what_prometheus_reads() {
-    let contrib = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib");
-    let (rules, tests) = (contrib.join("prometheus/fsys.rules.yml"), contrib.join("prometheus/fsys.test.yml"));
-    let Some(checked) = promtool(&["check", "rules", rules.to_str().unwrap()], "") else {
-        return common::say("promtool is not there: rules and dashboard were not checked (Debian: prometheus)");
-    };
-    assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
-    let tested = promtool(&["test", "rules", tests.to_str().unwrap()], "").unwrap();
-    assert!(tested.status.success(), "{}{}", out(&tested), err(&tested));
-
-    let dashboard: Value = serde_json::from_slice(&fs::read(contrib.join("grafana/fsys.json")).unwrap()).unwrap();
-    let targets = dashboard["panels"].as_array().unwrap().iter().flat_map(|p| p["targets"].as_array().unwrap());
-    let filled = |e: &str| e.replace("$__rate_interval", "5m").replace("$__range", "1h").replace("$instance", ".*");
-    let mut exprs: Vec<String> = targets.map(|t| filled(t["expr"].as_str().unwrap())).collect();
-    assert!(exprs.len() > 20, "{exprs:?}");
-    let check = |exprs: &[String]| {
-        let rule = |(i, e): (usize, &String)| serde_json::json!({ "record": format!("x:{i}"), "expr": e });
-        let rules: Vec<_> = exprs.iter().enumerate().map(rule).collect();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        // JSON is YAML.
-        let text = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] }).to_string();
-        fs::write(file.path(), text).unwrap();
-        promtool(&["check", "rules", file.path().to_str().unwrap()], "").unwrap()
-    };
-    let checked = check(&exprs);
-    assert!(checked.status.success(), "{}{}", out(&checked), err(&checked));
-    exprs.push("sum(rate(fsys_commits_total[5m])".into());
-    assert!(!check(&exprs).status.success(), "it can fail");
-}
-
 #[test]
 fn metrics_are_not_served_to_other_machines_by_accident() {
     if !can_mount("metrics address") {
@@ -468,37 +374,14 @@ fn a_json_log_is_json_and_a_slow_commit_names_path_step_and_device_time() {
     assert!(number("device_ms") >= 50 && number("total_ms") >= number("device_ms"), "{slow}");
     assert!(["parent sync", "data flush"].contains(&slow["step"].as_str().unwrap()), "{slow}");
     assert_eq!(number("pid"), u64::from(std::process::id()));
-    assert!(sample(&common::run_text(fsys().arg("metrics").arg(mount.path())), "fsys_slow_commits_total") >= 1.0);
+    assert!(
+        common::sample(&common::run_text(fsys().arg("metrics").arg(mount.path())), "fsys_slow_commits_total") >= 1.0
+    );
     // The limit can change, and off is off.
     common::run(fsys().args(["set", "slow_commit_ms=0"]).arg(mount.path()));
     fs::write(mount.path().join("quiet"), "x").unwrap();
     assert!(!lines().iter().any(|l| l["path"] == "quiet"));
     mount.stop();
-}
-
-#[test]
-fn without_a_journal_the_mount_says_so() {
-    if !can_mount("journald") {
-        return;
-    }
-    let socket = Path::new("/run/systemd/journal/socket");
-    if socket.exists() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(Mount::start(dir.path(), "log_format=journald"));
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let (data, mnt) = (dir.path().join("data"), dir.path().join("mnt"));
-    fs::create_dir(&data).unwrap();
-    fs::create_dir(&mnt).unwrap();
-    let output =
-        common::mount::fsys_mount().args(["-f", "-o", "log_format=journald"]).args([&data, &mnt]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(
-        err(&output).contains("journal of systemd") && err(&output).contains("log_format=text"),
-        "{}",
-        err(&output)
-    );
 }
 
 #[test]

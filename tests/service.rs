@@ -136,6 +136,8 @@ fn the_life_of_a_service_loses_nothing_that_was_acknowledged() {
     m.until("STOPPING=1");
     let asked = m.until("EXTEND_TIMEOUT_USEC=");
     assert!(asked.contains("STATUS=stopping: "), "{asked}");
+    let last = m.until("STATUS=ended ");
+    assert!(last.contains("ended healthy: ") && last.contains("nothing uncommitted"), "{last}");
     assert_eq!(m.wait().code(), Some(0), "{}", m.log());
     assert!(!is_mounted(&m.mnt()));
     assert_whole(&backing, files);

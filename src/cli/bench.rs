@@ -23,7 +23,8 @@ const EXAMPLE: &str = "Examples:
   fsys bench --writers 32 --size 16384 --style fsync --svg bench.svg /mnt/fsys/mail
 
 Saves for about half a minute through the mount and in its backing directory, by turns, in directories
-that are removed at the end. The level is the policy of that path: `fsys get` shows it.";
+that are removed at the end. The level is the policy of that path: `fsys get` shows it. Try another:
+`fsys set durability=LEVEL`, measure, `fsys set --unset durability`.";
 
 /// Measure your own workload through the mount against its backing directory, with a verdict
 #[derive(Debug, clap::Args)]

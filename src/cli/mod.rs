@@ -128,7 +128,7 @@ fn parse<T: Parser>(args: impl IntoIterator<Item = std::ffi::OsString>) -> Resul
 fn finish(program: &str, output: Result<Output>) -> ExitCode {
     match output {
         Ok(output) => {
-            let text = output.text.trim_end();
+            let text = visible(output.text.trim_end());
             let printed = if text.is_empty() { Ok(()) } else { writeln!(std::io::stdout().lock(), "{text}") };
             match printed {
                 // The reader has seen enough (`fsys status | head -1`).
@@ -137,10 +137,15 @@ fn finish(program: &str, output: Result<Output>) -> ExitCode {
             }
         }
         Err(e) => {
-            writeln!(std::io::stderr().lock(), "{program}: {e}").unwrap_or_default();
+            writeln!(std::io::stderr().lock(), "{program}: {}", visible(&e.to_string())).unwrap_or_default();
             e.exit.into()
         }
     }
+}
+
+/// Names of files may hold anything; what would move the cursor or the colours of a terminal is shown as `?`.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '?' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -148,6 +153,11 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn a_name_says_nothing_to_the_terminal() {
+        assert_eq!(visible("two\n\tlines \u{1b}[31m\u{7}\u{9b}2J\r\u{e9}"), "two\n\tlines ?[31m??2J?\u{e9}");
+    }
 
     #[test]
     fn the_commands_are_consistent_and_have_examples() {

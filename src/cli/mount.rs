@@ -20,7 +20,7 @@ const EXAMPLES: &str = "Examples:
   fstab:  /data  /mnt/fsys  fsys  durability=close,nofail  0 0
 
 Options (-o), later ones win:
-  mode=auto|replace|in-place     how the content of a file is written
+  mode=auto|replace|in-place|journal   how the content of a file is written
   durability=always|close|fsync|relaxed   which calls wait until their work is durable
   method=auto|sync|data|direct   how data reaches stable storage
   restage_max_bytes=N            largest committed file that is copied when its writer goes on

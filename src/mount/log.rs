@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tracing::Event;
 use tracing::field::{Field, Visit};
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -56,7 +59,7 @@ pub fn start(service: &Service, to: Option<&Path>, background: bool) -> Result<(
     let log = tracing_subscriber::registry().with(filter).with(Limit);
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
     let started = match service.log_format {
-        LogFormat::Text => log.with(lines).try_init(),
+        LogFormat::Text => log.with(lines.fmt_fields(Plain)).try_init(),
         LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
         LogFormat::Journald => log.with(journal()?).try_init(),
     };
@@ -158,17 +161,42 @@ impl<S: tracing::Subscriber> Layer<S> for Limit {
     }
 }
 
-/// A message with its fields.
+/// A message with its fields. Names of files are in them: a line break in one begins no line that looks like another
+/// message, and an escape sequence says nothing to a terminal.
 #[derive(Default)]
 struct Words(String);
 
 impl Visit for Words {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         let space = if self.0.is_empty() { "" } else { " " };
-        self.0 += &match field.name() {
-            "message" => format!("{space}{value:?}"),
-            name => format!("{space}{name}={value:?}"),
+        let value = format!("{value:?}");
+        let word = match field.name() {
+            // What the library `log` adds about where it was said.
+            name if name.starts_with("log.") => return,
+            // The lines of a cause, an effect, an action are indented.
+            "message" => {
+                let lines: Vec<_> = value.split('\n').map(visible).collect();
+                format!("{space}{}", lines.join("\n  ").replace("\n    ", "\n  "))
+            }
+            name => format!("{space}{name}={}", visible(&value)),
         };
+        self.0.push_str(&word);
+    }
+}
+
+fn visible(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
+}
+
+/// [`Words`] as the text of a line.
+struct Plain;
+
+impl<'w> FormatFields<'w> for Plain {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> std::fmt::Result {
+        let mut words = Words::default();
+        fields.record(&mut words);
+        writer.write_str(&words.0)
     }
 }
 

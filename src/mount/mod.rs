@@ -171,6 +171,8 @@ fn serve(request: &Request, config: Config, launcher: Launcher, starter: &mut St
     }
     let (exit, client) = running.until_end();
     drop(beat);
+    // The last word is kept: `systemctl status` shows it for as long as the mount is down.
+    notify(&[NotifyState::Status(&format!("ended {}", service::line(&running.live.status())))]);
     drop(server);
     if let Some(client) = client {
         let reply = if exit == Exit::Ok { Answer::Done } else { Answer::Error(ended_degraded()) };

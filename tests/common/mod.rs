@@ -40,6 +40,16 @@ pub fn can_mount(test: &str) -> bool {
     false
 }
 
+/// True when the program that a test needs is there. If not: a panic on CI, and elsewhere a message.
+pub fn can_run(test: &str, program: &str) -> bool {
+    if Command::new(program).arg("--version").output().is_ok() {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "{test}: no {program}, and on CI nothing may be skipped");
+    say(&format!("!! SKIPPED {test}: {program} is not there (scripts/setup installs it). NOTHING WAS TESTED."));
+    false
+}
+
 /// The filesystems to run on: `FSYS_TEST_FS`, or `default`.
 pub fn kinds(default: &[Kind]) -> Vec<Kind> {
     match std::env::var("FSYS_TEST_FS") {
@@ -70,6 +80,12 @@ pub fn say(text: &str) {
 #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
 pub fn per(part: u64, whole: u64) -> f64 {
     part as f64 / whole as f64
+}
+
+/// The value of a sample, by its name with labels.
+pub fn sample(text: &str, name: &str) -> f64 {
+    let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().expect("a number")
 }
 
 /// Polls until `done` holds; false when it does not within `limit`.
