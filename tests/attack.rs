@@ -2,6 +2,8 @@
 //! the backing directory is read or changed; a file system without the protection is led out by the same attack.
 //! `FSYS_TEST_ATTACK_SECS` sets how long (600 with `FSYS_TEST_FULL=1`).
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! P8. At each bound there is a defined answer: open files, staging space, the queue. Memory for inodes is in posix.rs.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::fs::{self, File};
@@ -191,20 +193,20 @@ fn staging_space_has_a_bound() {
     let at = |name: &str| mount.path().join(name);
     fs::write(at("b"), "old").unwrap();
     let mut a = File::create(at("a")).unwrap();
-    a.write_all(&[1; 600_000]).unwrap();
+    a.write_all(&vec![1; 600_000]).unwrap();
     let mut b = File::create(at("b")).unwrap();
-    let refused = b.write_all(&[2; 600_000]).unwrap_err();
+    let refused = b.write_all(&vec![2; 600_000]).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{refused}");
     let not_saved = b.sync_all().unwrap_err();
     assert_eq!(not_saved.raw_os_error(), Some(libc::ENOSPC), "{not_saved}");
     drop(b);
     assert_eq!(fs::read_to_string(backing.join("b")).unwrap(), "old");
-    a.write_all(&[1; 200_000]).unwrap();
+    a.write_all(&vec![1; 200_000]).unwrap();
     a.sync_all().unwrap();
     drop(a);
     assert_eq!(fs::metadata(backing.join("a")).unwrap().len(), 800_000);
-    fs::write(at("b"), [3; 900_000]).unwrap();
-    assert_eq!(fs::read(backing.join("b")).unwrap(), [3; 900_000]);
+    fs::write(at("b"), vec![3; 900_000]).unwrap();
+    assert_eq!(fs::read(backing.join("b")).unwrap(), vec![3; 900_000]);
     let status = mount.status();
     assert_eq!(status["counters"]["staged_bytes"], 0);
     // The one that was not saved is named until someone has looked at it.
@@ -214,11 +216,11 @@ fn staging_space_has_a_bound() {
 /// The queue holds `queue_max` commits. Who comes then waits, and is answered like all others.
 #[test]
 fn the_queue_has_a_bound() {
+    const WRITERS: usize = 16;
+    const FLUSH_US: u64 = 20_000;
     if !can_mount("the_queue_has_a_bound") {
         return;
     }
-    const WRITERS: usize = 16;
-    const FLUSH_US: u64 = 20_000;
     let disk = LoopFs::slow(Kind::Ext4, 300, FLUSH_US);
     let backing = disk.subdir("data");
     let mut mount = Mount::start(&backing, "queue_max=1,batch_max=1,threads=4");

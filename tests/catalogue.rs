@@ -23,7 +23,7 @@ fn words(source: &str) -> Vec<Word> {
     while i < chars.len() {
         match chars[i] {
             '/' if chars.get(i + 1) == Some(&'/') => {
-                i += chars[i..].iter().position(|c| *c == '\n').unwrap_or(chars.len() - i)
+                i += chars[i..].iter().position(|c| *c == '\n').unwrap_or(chars.len() - i);
             }
             // A character, not a lifetime.
             '\'' if chars.get(i + 1) == Some(&'\\') => i += 3,

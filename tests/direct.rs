@@ -1,6 +1,8 @@
 //! P5. `O_DIRECT` and the page cache on one file, at random, in every write mode and durability; the whole of it is
 //! run by scripts/posix.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::path::Path;

@@ -92,7 +92,7 @@ fn links_lead_somewhere_and_verbs_exist() {
         }
         let commands = text.lines().map(|l| l.trim_start_matches("    ")).chain(quoted(&text));
         for command in commands.filter_map(|c| c.strip_prefix("fsys ")) {
-            let verb: String = command.chars().take_while(|c| c.is_ascii_lowercase()).collect();
+            let verb: String = command.chars().take_while(char::is_ascii_lowercase).collect();
             let known = help.contains(&format!("\n  {verb} ")) || ["generate", "mount"].contains(&verb.as_str());
             if !verb.is_empty() && !known {
                 wrong.push(format!("{}: there is no `fsys {verb}`", path.display()));

@@ -1,6 +1,8 @@
 //! P5. A large directory is listed whole while it changes: each name that is there all the time comes exactly once.
 //! `FSYS_TEST_ENTRIES` sets how many names (a million with `FSYS_TEST_FULL=1`); the time of it is told.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::fs::{self, File};

@@ -1,6 +1,8 @@
 //! P8. No input makes the daemon panic: everything that is parsed, with inputs of its own kind and with plain nonsense.
 //! The same functions as in contrib/fuzz, which `scripts/fuzz` runs for as long as wanted.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "../contrib/fuzz/entries.rs"]
 mod entries;
 

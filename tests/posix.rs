@@ -2,6 +2,8 @@
 //! as root and as two ordinary users, must see the same, but for what FUSE or its library cannot carry.
 //! Each such difference is pinned here and explained in contrib/doc/POSIX.md.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::fs;
@@ -111,7 +113,7 @@ fn the_same_as_raw_for_a_users_own_mount() {
             let mut command = as_user(&tool("posix"));
             run_text(command.arg(dir).env("POSIX_ENTRIES", "2000")).lines().map(str::to_owned).collect()
         };
-        let (raw, mounted) = (of(&raw), of(&mount.path()));
+        let (raw, mounted) = (of(&raw), of(mount.path()));
         let cut = raw.iter().filter(|l| l.contains("ends here")).count();
         say(&format!("{}: {} lines, {cut} checks need another user or a right", kind.name(), raw.len()));
         assert!(raw.len() > 500 && cut < 15, "little was checked");

@@ -276,10 +276,10 @@ fn explore(seed: u64, lose: Option<usize>, spoil: impl FnOnce(&Path)) -> Ran {
     let (gate, clock, ended) = (scheduler.clone(), AtomicU64::new(0), AtomicUsize::new(0));
     w.seam.hook(move |call: Call| {
         if call != Call::Open {
-            gate.wait()
+            gate.wait();
         }
     });
-    let cut = (seed % 3 == 0).then(|| rng.usize(..60));
+    let cut = seed.is_multiple_of(3).then(|| rng.usize(..60));
     let mut programs: Vec<Program> =
         (0..PROGRAMS).map(|n| Program { n, level: level(seed), rng: rng.fork(), steps: vec![], stamp: 0 }).collect();
     let result = std::thread::scope(|scope| {

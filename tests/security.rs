@@ -1,6 +1,8 @@
 //! P8. No path, symlink, race or crafted name leads out of the backing directory or into `.fsys/`; the daemon holds
 //! nothing that it does not need.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::fs::{self, File};

@@ -212,6 +212,7 @@ impl Backing {
     }
 
     /// With a journal in this directory, `.fsys/journal`.
+    #[must_use]
     pub fn with_journal(self, dir: OwnedFd) -> Self {
         Self { journal: Some(dir), ..self }
     }
@@ -320,7 +321,7 @@ impl Backing {
 
     fn open_fd(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
         // The name there is a link to the inode: it is followed, to a symlink too, and that no further.
-        let flags = OFlags::from_bits_retain(flags as u32) - OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = (OFlags::from_bits_retain(flags as u32) - OFlags::NOFOLLOW) | OFlags::CLOEXEC;
         rfs::openat(&self.proc_fd, fd_name(fd).as_str(), flags, Mode::empty())
     }
 

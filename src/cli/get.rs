@@ -46,10 +46,10 @@ fn words(r: &PathReport) -> String {
     }
     match r.committed_at {
         Some(at) => {
-            write!(text, "\n  published {} ago, open {} time(s)", seconds(since(at)), r.opens).unwrap_or_default()
+            write!(text, "\n  published {} ago, open {} time(s)", seconds(since(at)), r.opens).unwrap_or_default();
         }
         None if r.state == "committed" => {
-            write!(text, "\n  not written since the mount, open {} time(s)", r.opens).unwrap_or_default()
+            write!(text, "\n  not written since the mount, open {} time(s)", r.opens).unwrap_or_default();
         }
         None => {}
     }

@@ -86,7 +86,7 @@ fn watch(mount: &Mounted, interval: Duration) -> Result<()> {
     let mut view = View::between(&before, &before);
     let screen = Screen::open().map_err(terminal_failed)?;
     loop {
-        screen.draw(&view).map_err(terminal_failed)?;
+        Screen::draw(&view).map_err(terminal_failed)?;
         if screen.wait(interval, &view).map_err(terminal_failed)? {
             return Ok(());
         }
@@ -117,7 +117,7 @@ impl Screen {
         Ok(screen)
     }
 
-    fn draw(&self, view: &View) -> io::Result<()> {
+    fn draw(view: &View) -> io::Result<()> {
         let (width, height) = terminal::size()?;
         let mut out = io::stdout().lock();
         queue!(out, terminal::BeginSynchronizedUpdate, cursor::MoveTo(0, 0))?;
@@ -145,7 +145,7 @@ impl Screen {
             }
             match event::read()? {
                 Event::Key(key) if quits(key.code, key.modifiers) => return Ok(true),
-                Event::Resize(..) => self.draw(view)?,
+                Event::Resize(..) => Self::draw(view)?,
                 _ => {}
             }
         }

@@ -198,7 +198,7 @@ fn measure(backing: &Path, args: &Args) -> Result<Report> {
         rows.push(Row {
             writers,
             windows: WINDOWS.map(|w| (w, model(w).per_s * scale)).into(),
-            raw: load::run(&raw, &shape, Duration::from_millis(1000), u64::MAX).map_err(failed)?,
+            raw: load::run(&raw, &shape, Duration::from_secs(1), u64::MAX).map_err(failed)?,
             waiting: model(window_us).calibrated(waiting),
             at_once: at_once.map(|per_s| Forecast::of_rate(writers, per_s)),
         });
@@ -316,7 +316,7 @@ fn words(r: &Report, chart: &Chart) -> String {
             figure(1e6 / f.serial_us)
         )),
         None => {
-            put(format!("NOT measured: what a mount itself costs ({}); the forecast is an upper bound", r.no_front))
+            put(format!("NOT measured: what a mount itself costs ({}); the forecast is an upper bound", r.no_front));
         }
     }
     put(format!("\n{}\n", chart.text()));

@@ -434,6 +434,6 @@ mod tests {
         let mut times = StepTimes::begin();
         times.steps[2].1 = 5 * MS;
         assert_eq!(times.longest(times.began), (Step::SyncParent, 5 * MS));
-        assert_eq!(times.longest(times.began - 9 * MS).0, Step::Queue);
+        assert_eq!(times.longest(times.began.checked_sub(9 * MS).expect("up for 9 ms")).0, Step::Queue);
     }
 }

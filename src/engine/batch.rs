@@ -373,7 +373,7 @@ impl Engine {
                 }
                 (None, Err(e)) => self.commit_failed(file, version, e),
                 (None, Ok(())) => {
-                    self.commit_failed(file, version, &CommitError::at(Step::Publish, Fault::Os(Errno::IO)))
+                    self.commit_failed(file, version, &CommitError::at(Step::Publish, Fault::Os(Errno::IO)));
                 }
             },
             Work::Journal { file, version, names } => match (&op.logged, &result) {

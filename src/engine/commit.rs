@@ -111,7 +111,7 @@ impl Engine {
                 }
             }
             Phase::Clean if st.opens == 0 => {
-                self.close_if_idle(&mut st);
+                Self::close_if_idle(&mut st);
                 None
             }
             Phase::Orphan if st.opens == 0 => {
@@ -126,7 +126,7 @@ impl Engine {
     }
 
     /// Lets go of the open version when nothing needs it.
-    pub(super) fn close_if_idle(&self, st: &mut State) {
+    pub(super) fn close_if_idle(st: &mut State) {
         let idle = st.version.as_ref().is_none_or(|v| v.dirty_ms.load(Ordering::Acquire) == 0);
         if st.opens == 0 && idle {
             st.version = None;
@@ -307,8 +307,8 @@ impl Engine {
         // In this order: a lookup that read the old identity sees the new count and starts again.
         place.dir.published.fetch_add(1, Ordering::AcqRel);
         self.observer().published(file, old, version.id);
-        self.unclaim(file, place);
-        self.close_if_idle(&mut st);
+        Self::unclaim(file, place);
+        Self::close_if_idle(&mut st);
         self.settled(file, st, &Ok(()));
     }
 
@@ -331,7 +331,7 @@ impl Engine {
         self.idle.notify_all();
     }
 
-    pub(super) fn unclaim(&self, file: &Arc<File>, place: &Place) {
+    pub(super) fn unclaim(file: &Arc<File>, place: &Place) {
         let mut staged = place.dir.staged.lock();
         if staged.get(&place.name).is_some_and(|f| Arc::ptr_eq(f, file)) {
             staged.remove(&place.name);
@@ -352,7 +352,7 @@ impl Engine {
         self.end_stage(version);
         self.keep_failed(version, names.first(), error);
         version.dirty_ms.store(0, Ordering::Release);
-        names.iter().for_each(|place| self.unclaim(file, place));
+        names.iter().for_each(|place| Self::unclaim(file, place));
         if new_inode {
             self.observer().discarded(file, version.id);
         }
@@ -414,7 +414,7 @@ impl Engine {
             if current && st.phase != Phase::Staged {
                 st.paid();
                 self.unsettled.lock().remove(&file.tag);
-                self.close_if_idle(&mut st);
+                Self::close_if_idle(&mut st);
             }
             drop(st);
         }

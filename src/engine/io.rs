@@ -74,7 +74,7 @@ impl Engine {
         }
         let appends = flags & libc::O_APPEND != 0 && !truncates;
         if writes && !appends && st.version.as_ref().is_some_and(|v| v.append_only) {
-            self.close_if_idle(&mut st);
+            Self::close_if_idle(&mut st);
             return Access::Done(Err(Errno::PERM));
         }
         st.policy = policy;
@@ -193,7 +193,9 @@ impl Engine {
             return overlay.write(&self.backing, off, data);
         }
         if let Some(direct) = &v.direct {
-            let aligned = off % DIRECT_ALIGN == 0 && data.len() as u64 % DIRECT_ALIGN == 0 && !data.is_empty();
+            let aligned = off.is_multiple_of(DIRECT_ALIGN)
+                && (data.len() as u64).is_multiple_of(DIRECT_ALIGN)
+                && !data.is_empty();
             if aligned {
                 match self.backing.write_direct(direct, off, data) {
                     Err(Errno::INVAL) => {}

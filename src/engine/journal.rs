@@ -112,7 +112,7 @@ impl Engine {
         overlay.begin(size);
         for place in &st.names {
             // A name that another file took keeps that one; this file then goes without.
-            self.claim(place, file);
+            Self::claim(place, file);
         }
         st.policy = policy;
         v.mark_written(self.now_ms());
@@ -309,7 +309,7 @@ impl Engine {
         }
         st.paid();
         self.end_stage(version);
-        names.iter().for_each(|place| self.unclaim(file, place));
+        names.iter().for_each(|place| Self::unclaim(file, place));
         match r {
             Ok(()) => {
                 Counters::add(&self.counters.journal_commits, 1);
@@ -319,7 +319,7 @@ impl Engine {
                 if version.is_synced() {
                     version.dirty_ms.store(0, Ordering::Release);
                 }
-                self.close_if_idle(&mut st);
+                Self::close_if_idle(&mut st);
             }
             Err(e) => {
                 // Nothing may follow on the file, or begin the log anew, before a recovery has written it.

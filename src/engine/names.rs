@@ -105,15 +105,15 @@ impl Engine {
     /// The file lost a name; with its last one it is an orphan.
     fn forget_name(&self, file: &Arc<File>, st: &mut State, n: &Name<'_>) {
         st.names.retain(|p| !p.is(n.dir, n.name));
-        self.unclaim(file, &Place { dir: n.dir.clone(), name: n.name.to_owned() });
+        Self::unclaim(file, &Place { dir: n.dir.clone(), name: n.name.to_owned() });
         let staged = st.phase == Phase::Staged;
         let new_inode = st.is_new_inode();
-        let gone = new_inode || self.link_count(st) == 0;
+        let gone = new_inode || Self::link_count(st) == 0;
         if !gone {
             st.pin = None;
             if let Some(other) = st.names.first().filter(|_| staged) {
                 // An overlay is known by one of the names that are left; one that is taken keeps its file.
-                self.claim(other, file);
+                Self::claim(other, file);
             }
         }
         if gone && st.go(Event::Unlinked).is_ok() {
@@ -131,7 +131,7 @@ impl Engine {
         }
     }
 
-    fn link_count(&self, st: &State) -> u64 {
+    fn link_count(st: &State) -> u64 {
         let links = |fd: &OwnedFd| rfs::fstat(fd).map_or(0, |s| s.st_nlink);
         match (&st.version, &st.pin) {
             (Some(v), _) => links(&v.fd),

@@ -110,7 +110,7 @@ impl Engine {
             return Ok(false);
         }
         let version = Arc::new(self.stage_of(st, &old, &dir_fd, copies, policy, kill)?);
-        if !self.claim(&place, file) {
+        if !Self::claim(&place, file) {
             return Ok(false);
         }
         st.go(Event::Stage)?;
@@ -139,7 +139,7 @@ impl Engine {
     }
 
     /// Takes the name for the file's staged version.
-    pub(super) fn claim(&self, place: &Place, file: &Arc<File>) -> bool {
+    pub(super) fn claim(place: &Place, file: &Arc<File>) -> bool {
         let mut staged = place.dir.staged.lock();
         if staged.contains_key(&place.name) {
             return false;

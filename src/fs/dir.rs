@@ -83,7 +83,7 @@ impl Fs {
         let handle = self.dirs.get(fh)?;
         let mut list = handle.list.lock();
         if at == 0 {
-            self.begin_listing(&handle.dir, &mut list);
+            Self::begin_listing(&handle.dir, &mut list);
         }
         if at < STAGED_AT && !self.list_backing(&handle.dir, &mut list, at, plus, sink)? {
             return Ok(());
@@ -92,7 +92,7 @@ impl Fs {
         Ok(())
     }
 
-    fn begin_listing(&self, dir: &Dir, list: &mut Listing) {
+    fn begin_listing(dir: &Dir, list: &mut Listing) {
         // Those with a committed version are in the backing directory already.
         let files: Vec<_> = dir.staged.lock().iter().map(|(n, f)| (n.clone(), f.clone())).collect();
         list.staged = files.into_iter().filter(|(_, f)| f.state.read().id.is_none()).map(|(n, _)| n).collect();

@@ -100,11 +100,11 @@ pub fn line(s: &Status) -> String {
     format!("{}{reason}: {} commits, {} failed; {uncommitted}", s.health, c.commits, c.commit_failures)
 }
 
-/// The patience of a drain at the end: as long as it makes progress, and `patience` without any. Asks the service
+/// The patience of a drain at the end: as long as it makes progress, and `limit` without any. Asks the service
 /// manager for the time.
 #[derive(Debug)]
 pub struct Patience {
-    patience: Duration,
+    limit: Duration,
     least: u64,
     since: Instant,
     told: Option<Instant>,
@@ -112,8 +112,8 @@ pub struct Patience {
 
 impl Patience {
     /// Begins.
-    pub fn new(patience: Duration) -> Self {
-        Self { patience, least: u64::MAX, since: Instant::now(), told: None }
+    pub fn new(limit: Duration) -> Self {
+        Self { limit, least: u64::MAX, since: Instant::now(), told: None }
     }
 
     /// So much is left; whether to go on.
@@ -127,7 +127,7 @@ impl Patience {
             let line = format!("stopping: {left} not durable yet");
             notify(&[NotifyState::Status(&line), NotifyState::ExtendTimeoutUsec(EXTEND_BY.as_micros() as u32)]);
         }
-        now - self.since < self.patience
+        now - self.since < self.limit
     }
 }
 

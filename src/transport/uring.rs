@@ -136,6 +136,7 @@ impl Memory {
         Ok(Self { base, slots, headers, payload })
     }
 
+    #[allow(clippy::cast_ptr_alignment, reason = "a mapping begins at a page")]
     fn header_at(&self, slot: usize) -> *mut UringHeader {
         assert!(slot < self.slots);
         // SAFETY: within the mapping, which begins with `slots` headers; a page is aligned for them.
@@ -347,6 +348,7 @@ fn command(op: u32, cmd: &UringCmd, addr: Option<u64>, slot: usize) -> Entry128 
 }
 
 /// Sets `len` of an entry (`struct io_uring_sqe`), for which the library has no setter with this opcode.
+#[allow(clippy::cast_ptr_alignment, reason = "asserted; 24 is a multiple of 4")]
 fn set_len(entry: &mut Entry128, len: u32) {
     const AT: usize = 24;
     const { assert!(size_of::<Entry128>() == 128 && align_of::<Entry128>() >= align_of::<u32>()) };

@@ -194,6 +194,7 @@ enum Flush {
     WriteOut,
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn fault(f: Fault) -> io::Error {
     f.errno().into()
 }

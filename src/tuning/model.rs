@@ -64,6 +64,7 @@ impl Forecast {
     }
 
     /// With the rate that was measured, where one was: every writer saves without a pause, so the time of a save follows.
+    #[must_use]
     pub fn calibrated(self, per_s: Option<f64>) -> Self {
         per_s.map_or(self, |per_s| Self { coalescing: self.coalescing, ..Self::of_rate(self.writers, per_s) })
     }

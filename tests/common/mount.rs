@@ -143,11 +143,11 @@ impl Drop for Mount {
             let mut command = fsys();
             let _ = run_logged(command.arg("umount").arg(&self.dir), &self.log, Duration::from_secs(20));
         }
-        if let Some(pid) = self.pid.take() {
-            if !wait_until(Duration::from_secs(10), || is_gone(pid)) {
-                let _ = kill_process(pid, Signal::KILL);
-                wait_until(Duration::from_secs(10), || is_gone(pid));
-            }
+        if let Some(pid) = self.pid.take()
+            && !wait_until(Duration::from_secs(10), || is_gone(pid))
+        {
+            let _ = kill_process(pid, Signal::KILL);
+            wait_until(Duration::from_secs(10), || is_gone(pid));
         }
         while is_mounted(&self.dir) {
             let done = Command::new("umount").arg("-l").arg(&self.dir).status();

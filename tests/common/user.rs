@@ -1,5 +1,7 @@
 //! An ordinary user, and a mount of their own by fusermount3.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

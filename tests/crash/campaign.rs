@@ -66,7 +66,7 @@ impl Results {
         all.lines().find_map(|line| {
             let c: Vec<&str> = line.split('\t').collect();
             let same =
-                c.len() == 12 && [c[0], c[1], c[2], c[3], c[8], c[10], c[11]] == key.each_ref().map(|k| k.as_str());
+                c.len() == 12 && [c[0], c[1], c[2], c[3], c[8], c[10], c[11]] == key.each_ref().map(String::as_str);
             same.then(|| c[9] == "good")
         })
     }

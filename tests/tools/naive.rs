@@ -56,7 +56,7 @@ impl Naive {
         Ok(self.path(parent)?.join(name))
     }
 
-    fn attr(&self, node: u64, path: &Path) -> io::Result<FileAttr> {
+    fn attr(node: u64, path: &Path) -> io::Result<FileAttr> {
         let m = fs::symlink_metadata(path)?;
         let kind = match m.mode() & libc::S_IFMT {
             libc::S_IFDIR => FileType::Directory,
@@ -84,7 +84,7 @@ impl Naive {
 
     fn entry(&self, path: PathBuf) -> io::Result<FileAttr> {
         let node = self.next.fetch_add(1, Ordering::Relaxed);
-        let attr = self.attr(node, &path)?;
+        let attr = Self::attr(node, &path)?;
         self.paths.lock().expect("paths").insert(node, path);
         Ok(attr)
     }
@@ -126,7 +126,7 @@ impl Filesystem for Naive {
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.path(node).and_then(|p| self.attr(node.0, &p)) {
+        match self.path(node).and_then(|p| Self::attr(node.0, &p)) {
             Ok(attr) => reply.attr(&TTL, &attr),
             Err(e) => reply.error(errno(&e)),
         }
@@ -158,7 +158,7 @@ impl Filesystem for Naive {
             if let Some(size) = size {
                 OpenOptions::new().write(true).open(&path)?.set_len(size)?;
             }
-            self.attr(node.0, &path)
+            Self::attr(node.0, &path)
         };
         match set() {
             Ok(attr) => reply.attr(&TTL, &attr),

@@ -105,9 +105,9 @@ fn chmod(d: &Path, log: &mut Log) {
                     continue;
                 }
                 if is_dir {
-                    dir(&path, (owner, gid), 0o700)
+                    dir(&path, (owner, gid), 0o700);
                 } else {
-                    file(&path, b"x", (owner, gid), 0o600)
+                    file(&path, b"x", (owner, gid), 0o600);
                 }
                 let r = run_as(who, || set_mode(&path, m));
                 log.note(format!("{} {owner}:{gid} {m:o}", who.name), (r, mode(&path)));

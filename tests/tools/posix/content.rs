@@ -98,6 +98,7 @@ fn sizes(d: &Path, log: &mut Log) {
     log.note("closed", shell(d, "stat -c '%s' f"));
 }
 
+#[allow(clippy::naive_bytecount, reason = "a page, once")]
 fn direct(d: &Path, log: &mut Log) {
     let fd = open(&d.join("f"), NEW | OFlags::DIRECT, 0o644);
     log.note("open", told(fd.as_ref().map(|_| ()).map_err(|e| *e)));

@@ -77,7 +77,7 @@ fn groups(d: &Path, log: &mut Log) {
     for who in ALL {
         for at in ["team", "own", "drop"] {
             log.note(format!("{} in {at}", who.name), make(&d.join(at), who, 0o22, 0o644));
-            let listed = run_as(who, || told(std::fs::read_dir(d.join(at)).map(|l| l.count()).map_err(as_errno)));
+            let listed = run_as(who, || told(std::fs::read_dir(d.join(at)).map(Iterator::count).map_err(as_errno)));
             log.note(format!("{} lists {at}", who.name), listed);
         }
     }
@@ -88,6 +88,7 @@ fn groups(d: &Path, log: &mut Log) {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn as_errno(e: std::io::Error) -> rustix::io::Errno {
     rustix::io::Errno::from_io_error(&e).expect("a system error")
 }
