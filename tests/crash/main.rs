@@ -89,17 +89,17 @@ fn the_protocol_survives_every_crash_on_btrfs_and_the_controls_do_not() {
 
 #[test]
 fn programs_on_the_mount_keep_what_was_acknowledged_on_ext4() {
-    slice(Kind::Ext4, 24, in_slice);
+    slice(Kind::Ext4, 48, in_slice);
 }
 
 #[test]
 fn programs_on_the_mount_keep_what_was_acknowledged_on_xfs() {
-    slice(Kind::Xfs, 24, in_slice);
+    slice(Kind::Xfs, 48, in_slice);
 }
 
 #[test]
 fn programs_on_the_mount_keep_what_was_acknowledged_on_btrfs() {
-    slice(Kind::Btrfs, 24, in_slice);
+    slice(Kind::Btrfs, 48, in_slice);
 }
 
 /// The rig itself: a slow flush is slow, a failed one reaches the program, and the next device is whole again.
