@@ -114,7 +114,11 @@ impl Daemon {
             let mut line = serde_json::to_vec(request)?;
             line.push(b'\n');
             self.stream.set_read_timeout(Some(time.saturating_add(ANSWER_TIME)))?;
-            (&self.stream).write_all(&line)?;
+            match (&self.stream).write_all(&line) {
+                // A daemon with too many clients has answered already, and closed.
+                Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
+                r => r?,
+            }
             let mut reader = BufReader::new(&self.stream);
             loop {
                 let mut answer = Vec::new();
