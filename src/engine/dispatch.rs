@@ -229,26 +229,24 @@ impl Queue {
     /// Submits a ticket. `false` when the queue was full and it has to wait. A closed queue answers it.
     pub fn submit(&self, t: Ticket) -> bool {
         let mut line = self.0.lock();
-        let t = match &line.tx {
-            Some(tx) if !line.closed && line.late.is_empty() => match tx.try_send(t) {
-                Err(TrySendError::Full(t)) => t,
-                Ok(()) => return true,
-                Err(TrySendError::Disconnected(t)) => {
-                    drop(line);
-                    drop(t);
-                    return true;
-                }
-            },
-            Some(_) if !line.closed => t,
-            _ => {
+        let sent = match &line.tx {
+            Some(tx) if !line.closed && line.late.is_empty() => tx.try_send(t),
+            Some(_) if !line.closed => Err(TrySendError::Full(t)),
+            _ => Err(TrySendError::Disconnected(t)),
+        };
+        match sent {
+            Ok(()) => true,
+            Err(TrySendError::Full(t)) => {
+                line.late.push_back(t);
+                false
+            }
+            Err(TrySendError::Disconnected(t)) => {
                 // Its answer may submit again.
                 drop(line);
                 drop(t);
-                return true;
+                true
             }
-        };
-        line.late.push_back(t);
-        false
+        }
     }
 
     /// Lets those that wait have the places that became free. Called by the dispatcher after it took a ticket: a ticket
