@@ -6,6 +6,9 @@
 
 mod common;
 
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
 use common::world::{World, still};
 use fsys_mount::config::policy::{Durability, WriteMode};
 
@@ -81,6 +84,29 @@ fn a_truncation_by_name_does_not_publish_what_another_program_writes() {
         w.fsync_dir().unwrap();
         assert_eq!(w.on_disk("x").unwrap(), b"old");
         w.close(fd).unwrap();
+        w.shutdown().unwrap();
+    }
+}
+
+/// P8. What nobody waits for is committed from half of `pending_max` on, so that programs wait only where they save
+/// faster than the device takes it: not for the commit interval.
+#[test]
+fn a_backlog_is_committed_before_it_is_full() {
+    for level in LEVELS {
+        let (dir, mut config) = (tempfile::tempdir_in("/dev/shm").unwrap(), still(level, WriteMode::Auto));
+        config.limits.pending_max = 8;
+        let w = World::open(dir.path(), config);
+        let save = |n: u32| w.save(&format!("f{n}"), b"data").unwrap();
+        let committed = || w.engine().counters.commits.load(Ordering::Relaxed);
+        (0..3).for_each(save);
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(committed(), 0, "{level:?}: less than half of them wait for the interval");
+        save(3);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while committed() < 3 {
+            assert!(Instant::now() < deadline, "{level:?}: half of them are committed without the interval");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         w.shutdown().unwrap();
     }
 }

@@ -73,6 +73,31 @@ impl Engine {
         give(answer);
     }
 
+    /// Whether so many versions are uncommitted that the next close has to wait for its own. From half of the bound on they
+    /// are committed early, so that it is reached only by programs that save faster than the device takes it.
+    fn backlog_full(self: &Arc<Self>) -> bool {
+        let (now, max) = (self.unsettled.lock().len(), self.config().limits.pending_max);
+        if now >= max.div_ceil(2) && !self.relieving.swap(true, Ordering::AcqRel) {
+            let me = self.clone();
+            self.workers.run(Box::new(move || me.relieve()));
+        }
+        now >= max
+    }
+
+    /// Commits all acknowledged saves, in their order.
+    fn relieve(self: Arc<Self>) {
+        let owed = |f: Arc<File>| {
+            let st = f.state.read();
+            let nth = st.owes().then_some(st.owed_nth);
+            drop(st);
+            nth.map(|nth| (nth, f))
+        };
+        let files: BTreeMap<_, _> = self.unsettled_files().into_iter().filter_map(owed).collect();
+        let files: Vec<_> = files.into_values().collect();
+        let me = self.clone();
+        self.pay_all(&files, move |_| me.relieving.store(false, Ordering::Release));
+    }
+
     /// A descriptor whose version failed stays failed; so does everything when the mount is read-only.
     fn check_handle(&self, h: &Handle, st: &State) -> Result<(), Errno> {
         if st.failures != h.failures {

@@ -40,7 +40,7 @@ use std::io as stdio;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -106,6 +106,8 @@ pub struct Engine {
     workers: workers::Workers,
     dir_fds: DirFds,
     unsettled: Mutex<HashMap<u64, Arc<File>>>,
+    /// Commits of the backlog run that nobody waits for.
+    relieving: AtomicBool,
     /// Files with descriptors through which the kernel writes unseen.
     unseen: Mutex<HashMap<u64, Arc<File>>>,
     dirty_dirs: Mutex<HashMap<u64, Arc<Dir>>>,
@@ -156,6 +158,7 @@ impl Engine {
             workers: workers::Workers::start(2)?,
             dir_fds: DirFds::new(DIR_FDS),
             unsettled: Mutex::default(),
+            relieving: AtomicBool::new(false),
             unseen: Mutex::default(),
             dirty_dirs: Mutex::default(),
             observer: OnceLock::new(),
@@ -276,11 +279,6 @@ impl Engine {
     /// The failed versions, newest last.
     pub fn failed_versions(&self) -> Vec<FailedVersion> {
         self.failed.lock().iter().cloned().collect()
-    }
-
-    /// Whether so many acknowledged commits are outstanding that the next close has to wait for its own.
-    fn backlog_full(&self) -> bool {
-        self.unsettled.lock().len() >= self.config().limits.pending_max
     }
 
     /// Runs a call again on a worker thread.
