@@ -298,25 +298,24 @@ pub fn run(
         let mut batch = Vec::with_capacity(shared.max(8));
         batch.push(first);
         scoop(queue, rx, &mut batch, batch_max);
-        let target = if batch.iter().any(Ticket::is_urgent) { 0 } else { worth_waiting_for(shared).min(batch_max) };
+        let target = if batch.iter().any(Ticket::is_urgent) { 0 } else { shared.min(batch_max) };
         let wait = if batch.len() < target { window() } else { Duration::ZERO };
         if !wait.is_zero() {
             Counters::add(&counters.windows, 1);
             wait_for(queue, rx, &mut batch, target, wait);
             scoop(queue, rx, &mut batch, batch_max);
         }
-        shared = batch.len();
+        // Who syncs directories between two saves does not change how many save together.
+        shared = match batch.iter().filter(|t| !t.is_urgent()).count() {
+            0 => shared,
+            n => n,
+        };
+        let n = batch.len() as u64;
         Counters::add(&counters.batches, 1);
-        Counters::add(&counters.batched_ops, shared as u64);
-        Counters::peak(&counters.batch_peak, shared as u64);
+        Counters::add(&counters.batched_ops, n);
+        Counters::peak(&counters.batch_peak, n);
         execute(batch);
     }
-}
-
-/// How many to wait for after a batch of `shared`. All of a few: each that is missed costs a barrier of its own. Half
-/// of many: the flushes are well shared by then, and the other half works while this one is committed.
-pub fn worth_waiting_for(shared: usize) -> usize {
-    shared.min(16.max(shared / 2))
 }
 
 /// Takes what is there.
@@ -335,7 +334,13 @@ fn wait_for(queue: &Queue, rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, targe
     let deadline = Instant::now() + window;
     while batch.len() < target {
         match rx.recv_deadline(deadline) {
-            Ok(t) => batch.push(t),
+            Ok(t) => {
+                let urgent = t.is_urgent();
+                batch.push(t);
+                if urgent {
+                    return;
+                }
+            }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
         }
         queue.refill();

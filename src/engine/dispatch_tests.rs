@@ -233,3 +233,47 @@ fn the_sync_of_a_directory_is_not_held_back() {
     assert_eq!(answers.lock().len(), 4);
     assert_eq!(counters.values().windows, 0);
 }
+
+#[test]
+fn syncs_of_directories_end_a_window_and_do_not_change_the_next() {
+    let answers: Arc<Mutex<Vec<_>>> = Arc::default();
+    let (q, rx) = queue(64);
+    let counters = Counters::default();
+    let sync_dir = |n| {
+        let mut t = ticket(&answers, n);
+        let Work::Unlink { place, .. } = &t.work else { unreachable!() };
+        t.work = Work::SyncDir(place.dir.clone());
+        t
+    };
+    (0..4).for_each(|i| assert!(q.submit(ticket(&answers, i))));
+    let mut sizes = Vec::new();
+    std::thread::scope(|s| {
+        let (q, counters, sync_dir) = (&q, &counters, &sync_dir);
+        run(
+            q,
+            &rx,
+            100,
+            || LONG,
+            counters,
+            |b| {
+                sizes.push(b.len());
+                b.into_iter().for_each(|t| t.done.answer(Ok(())));
+                match sizes.len() {
+                    1 => assert!(q.submit(sync_dir(8))),
+                    2 => {
+                        assert!(q.submit(ticket(&answers, 9)));
+                        s.spawn(move || {
+                            // One of four is there: the others are waited for, in spite of the sync in between.
+                            while counters.values().windows == 0 {
+                                std::thread::yield_now();
+                            }
+                            assert!(q.submit(sync_dir(10)));
+                        });
+                    }
+                    _ => q.close(),
+                }
+            },
+        );
+    });
+    assert_eq!(sizes, [4, 1, 2]);
+}

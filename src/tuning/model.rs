@@ -16,7 +16,6 @@ use std::collections::VecDeque;
 use serde::Serialize;
 
 use super::measure::BatchCost;
-use crate::engine::dispatch::worth_waiting_for;
 use crate::engine::window_us;
 
 /// Simulated saves of each writer, the first fifth of them not counted.
@@ -186,7 +185,7 @@ impl<'a> Run<'a> {
             self.now = self.coming.peek().map_or(self.now, |a| a.at);
             self.admit(self.now);
         }
-        let target = worth_waiting_for(self.shared).min(self.batch_max);
+        let target = self.shared.min(self.batch_max);
         let end = self.now + window_us(self.recent_us as u64, self.window_max_us) as f64;
         let mut waited = false;
         while self.queue.len() < target {
