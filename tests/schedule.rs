@@ -270,6 +270,7 @@ fn explore(seed: u64, lose: Option<usize>, spoil: impl FnOnce(&Path)) -> Ran {
     // Queues that fill up, batches of one and of all.
     config.limits.queue_max = [1, 2, 64][rng.usize(..3)];
     config.limits.batch_max = [1, 2, 64][rng.usize(..3)];
+    config.limits.pending_max = [1, 2, 512][rng.usize(..3)];
     config.limits.window_us = 0;
     let w = World::open(dir.path(), config);
     let scheduler = Arc::new(Scheduler::default());

@@ -48,7 +48,8 @@ impl Engine {
     }
 
     fn commit_handle(self: &Arc<Self>, h: &Handle, waits: bool, data_only: bool, done: Done) {
-        if waits {
+        let submits = waits || self.backlog_full();
+        if submits {
             self.submit_owed(&h.file);
         }
         let mut st = h.file.state.write();
@@ -59,7 +60,7 @@ impl Engine {
         Self::unmark(h, &mut st);
         self.expect_unseen(&h.file, &st);
         let tainted = st.phase == Phase::Staged && st.version.as_ref().is_some_and(|v| v.taint.lock().is_some());
-        let answer = if waits || tainted || self.backlog_full() {
+        let answer = if submits || tainted {
             self.submit(&h.file, &mut st, data_only, done)
         } else {
             // Only what is there to commit: a debt without one would publish the next version half-written.
@@ -127,26 +128,20 @@ impl Engine {
             st.writers = st.writers.saturating_sub(1);
         }
         let registered = if st.opens == 0 { st.kernel.take() } else { None };
-        let answer = match st.phase {
+        let mut commits = false;
+        match st.phase {
             Phase::Staged if st.writers == 0 || written => {
                 st.owe();
-                match h.policy.durability {
-                    Durability::Always | Durability::Close => self.submit(&h.file, &mut st, false, Done::nobody()),
-                    Durability::Fsync | Durability::Relaxed => None,
-                }
+                commits = matches!(h.policy.durability, Durability::Always | Durability::Close);
             }
-            Phase::Clean if st.opens == 0 => {
-                Self::close_if_idle(&mut st);
-                None
-            }
-            Phase::Orphan if st.opens == 0 => {
-                self.drop_orphan(&h.file, &mut st);
-                None
-            }
-            _ => None,
-        };
+            Phase::Clean if st.opens == 0 => Self::close_if_idle(&mut st),
+            Phase::Orphan if st.opens == 0 => self.drop_orphan(&h.file, &mut st),
+            _ => {}
+        }
         drop(st);
-        give(answer);
+        if commits {
+            self.commit_quietly(&h.file, State::owes);
+        }
         registered
     }
 

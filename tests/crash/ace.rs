@@ -252,7 +252,7 @@ impl Workload for Ace {
     }
 
     fn run(&mut self, rig: &Rig, root: &Path, disk: &Disk, rng: &mut Rng) -> History {
-        let options = format!("durability={},mode={}", self.level.name(), self.mode.name());
+        let options = format!("{},mode={}", self.level.options(rng), self.mode.name());
         let daemon = Daemon::mount(root, &rig.dir("mnt"), &options);
         let mut runs: Vec<Run> = self
             .sequences

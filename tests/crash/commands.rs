@@ -105,7 +105,7 @@ impl Workload for Commands {
     }
 
     fn run(&mut self, rig: &Rig, root: &Path, disk: &Disk, rng: &mut Rng) -> History {
-        let daemon = Daemon::mount(root, &rig.dir("mnt"), &format!("durability={}", self.level.name()));
+        let daemon = Daemon::mount(root, &rig.dir("mnt"), &self.level.options(rng));
         for n in 0..self.transactions {
             let begun = disk.mark();
             self.transaction(daemon.path(), n + 2, rng);

@@ -61,7 +61,7 @@ impl Workload for Delivery {
     }
 
     fn run(&mut self, rig: &Rig, root: &Path, disk: &Disk, rng: &mut Rng) -> History {
-        let daemon = Daemon::mount(root, &rig.dir("mnt"), &format!("durability={}", self.level.name()));
+        let daemon = Daemon::mount(root, &rig.dir("mnt"), &self.level.options(rng));
         let start = |n: usize| Program {
             at: daemon.path().to_path_buf(),
             disk: disk.clone(),

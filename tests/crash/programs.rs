@@ -41,6 +41,13 @@ impl Level {
         }
     }
 
+    /// Options of the mount. Where closes do not wait, with a bound of uncommitted files that is reached by some runs and
+    /// half reached by others, as by programs that save very much.
+    pub fn options(self, rng: &mut Rng) -> String {
+        let bound = if self.close_waits() { "" } else { ["", ",pending_max=2", ",pending_max=8"][rng.usize(..3)] };
+        format!("durability={}{bound}", self.name())
+    }
+
     pub fn close_waits(self) -> bool {
         matches!(self, Self::Always | Self::Close)
     }
@@ -195,7 +202,7 @@ impl Workload for Programs {
 
     fn run(&mut self, rig: &Rig, root: &Path, disk: &Disk, rng: &mut Rng) -> History {
         let daemon = (self.through == Through::Mount).then(|| {
-            let options = format!("durability={},mode={}", self.daemon_level.name(), self.mode.name());
+            let options = format!("{},mode={}", self.daemon_level.options(rng), self.mode.name());
             Daemon::mount_without(root, &rig.dir("mnt"), &options, self.daemon_without)
         });
         let at: PathBuf = daemon.as_ref().map_or(root, Daemon::path).to_path_buf();
