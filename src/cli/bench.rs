@@ -91,7 +91,11 @@ pub fn run(args: &Args) -> Result<Output> {
     let chart = Chart {
         title: format!("saves per second, {} writer(s), {} bytes", report.shape.writers, report.shape.size),
         series: vec!["median".into()],
-        rows: report.ways.iter().map(|w| (w.name.to_owned(), vec![Some(w.per_s).filter(|r| *r > 0.0)])).collect(),
+        rows: report
+            .ways
+            .iter()
+            .map(|w| (w.name.to_owned(), vec![Some(w.per_s).filter(|r| *r > 0.0).map(Into::into)]))
+            .collect(),
     };
     if let Some(file) = &args.svg {
         std::fs::write(file, chart.svg()).map_err(|e| failed(file, &e))?;

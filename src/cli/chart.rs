@@ -12,17 +12,44 @@ pub struct Chart {
     /// Names of the bars of a group.
     pub series: Vec<String>,
     /// Name of a group and its values, as many as there are series; all positive.
-    pub rows: Vec<(String, Vec<Option<f64>>)>,
+    pub rows: Vec<(String, Vec<Option<Bar>>)>,
+}
+
+/// A value, and how far what it stands for was spread.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bar {
+    /// How long the bar is.
+    pub value: f64,
+    /// The smallest and the largest; drawn as a line in the SVG.
+    pub spread: Option<(f64, f64)>,
+}
+
+impl From<f64> for Bar {
+    fn from(value: f64) -> Self {
+        Self { value, spread: None }
+    }
+}
+
+/// Median, smallest, largest.
+impl From<(f64, f64, f64)> for Bar {
+    fn from((value, low, high): (f64, f64, f64)) -> Self {
+        Self { value, spread: Some((low, high)) }
+    }
 }
 
 /// Widest bar of the terminal, in characters.
 const BAR: f64 = 40.0;
 /// Colours that also those tell apart who see few (Okabe and Ito).
-const COLOURS: [&str; 6] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"];
+const COLOURS: [&str; 8] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"];
 
 impl Chart {
+    /// All that must find its place, the ends of the spreads too.
     fn values(&self) -> impl Iterator<Item = f64> {
-        self.rows.iter().flat_map(|(_, values)| values.iter().copied().flatten())
+        let bars = self.rows.iter().flat_map(|(_, bars)| bars.iter().flatten());
+        bars.flat_map(|b| {
+            let (low, high) = b.spread.unwrap_or((b.value, b.value));
+            [b.value, low, high]
+        })
     }
 
     /// Where a value stands between 0 and 1. Far apart values share a logarithmic scale.
@@ -39,13 +66,13 @@ impl Chart {
         let width = |names: &mut dyn Iterator<Item = &String>| names.map(|n| n.chars().count()).max().unwrap_or(0);
         let (rows, series) = (width(&mut self.rows.iter().map(|r| &r.0)), width(&mut self.series.iter()));
         let mut text = format!("{}{}", self.title, if scale.floor.is_some() { " (logarithmic)" } else { "" });
-        for (row, values) in &self.rows {
-            for (i, (name, value)) in self.series.iter().zip(values).enumerate() {
-                let Some(value) = value else { continue };
+        for (row, bars) in &self.rows {
+            for (i, (name, bar)) in self.series.iter().zip(bars).enumerate() {
+                let Some(Bar { value, .. }) = *bar else { continue };
                 let label = if i == 0 { row.as_str() } else { "" };
-                let bar = "█".repeat((scale.part(*value) * BAR).round().max(1.0) as usize);
+                let bar = "█".repeat((scale.part(value) * BAR).round().max(1.0) as usize);
                 // Writing to a String cannot fail.
-                write!(text, "\n  {label:rows$}  {name:series$}  {bar} {}", figure(*value)).unwrap_or_default();
+                write!(text, "\n  {label:rows$}  {name:series$}  {bar} {}", figure(value)).unwrap_or_default();
             }
         }
         text
@@ -53,19 +80,23 @@ impl Chart {
 
     /// As an SVG document.
     pub fn svg(&self) -> String {
-        const TOP: f64 = 60.0;
         const LEFT: f64 = 80.0;
         const HEIGHT: f64 = 300.0;
         const BOTTOM: f64 = 60.0;
         let scale = self.scale();
         let group = 28.0 * self.series.len() as f64 + 30.0;
-        let width = (LEFT + group * self.rows.len() as f64 + 40.0).max(660.0);
-        let y = |value: f64| TOP + HEIGHT * (1.0 - scale.part(value));
+        let longest = self.series.iter().map(|s| s.chars().count()).max().unwrap_or(0);
+        // Long names stand below each other.
+        let columns = if longest > 24 { 1 } else { self.series.len().max(1) };
+        let column = (7.0 * longest as f64 + 40.0).max(190.0);
+        let base = 42.0 + 18.0 * self.series.len().div_ceil(columns) as f64 + HEIGHT;
+        let width = (LEFT + group * self.rows.len() as f64 + 40.0).max(LEFT + column * columns as f64).max(660.0);
+        let y = |value: f64| base - HEIGHT * scale.part(value);
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{:.0}\" font-family=\"sans-serif\" \
              font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
              <text x=\"{LEFT}\" y=\"20\" font-size=\"15\">{}</text>\n",
-            TOP + HEIGHT + BOTTOM,
+            base + BOTTOM,
             escaped(&self.title),
         );
         let mut put = |line: std::fmt::Arguments<'_>| svg.write_fmt(line).unwrap_or_default();
@@ -81,33 +112,43 @@ impl Chart {
             ));
         }
         for (i, name) in self.series.iter().enumerate() {
-            let x = LEFT + 190.0 * i as f64;
+            let (x, y) = (LEFT + column * (i % columns) as f64, 32.0 + 18.0 * (i / columns) as f64);
             let colour = COLOURS[i % COLOURS.len()];
             put(format_args!(
-                "<rect x=\"{x:.0}\" y=\"32\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\
-                 <text x=\"{:.0}\" y=\"43\">{}</text>\n",
+                "<rect x=\"{x:.0}\" y=\"{y:.0}\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\
+                 <text x=\"{:.0}\" y=\"{:.0}\">{}</text>\n",
                 x + 17.0,
+                y + 11.0,
                 escaped(name),
             ));
         }
-        for (r, (row, values)) in self.rows.iter().enumerate() {
+        for (r, (row, bars)) in self.rows.iter().enumerate() {
             let from = LEFT + group * r as f64 + 15.0;
-            for (i, value) in values.iter().enumerate() {
-                let Some(value) = value else { continue };
-                let (x, top, colour) = (from + 28.0 * i as f64, y(*value), COLOURS[i % COLOURS.len()]);
+            for (i, bar) in bars.iter().enumerate() {
+                let Some(Bar { value, spread }) = *bar else { continue };
+                let (x, top, colour) = (from + 28.0 * i as f64, y(value), COLOURS[i % COLOURS.len()]);
+                let (low, high) = spread.unwrap_or((value, value));
                 put(format_args!(
                     "<rect x=\"{x:.0}\" y=\"{top:.1}\" width=\"24\" height=\"{:.1}\" fill=\"{colour}\"/>\
                      <text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"9\">{}</text>\n",
-                    TOP + HEIGHT - top,
+                    base - top,
                     x + 12.0,
-                    top - 3.0,
-                    figure(*value),
+                    y(high) - 3.0,
+                    figure(value),
                 ));
+                if spread.is_some() {
+                    put(format_args!(
+                        "<line x1=\"{0:.0}\" x2=\"{0:.0}\" y1=\"{1:.1}\" y2=\"{2:.1}\" stroke=\"black\"/>\n",
+                        x + 12.0,
+                        y(low),
+                        y(high),
+                    ));
+                }
             }
             put(format_args!(
                 "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"middle\">{}</text>\n",
                 from + 14.0 * self.series.len() as f64,
-                TOP + HEIGHT + 20.0,
+                base + 20.0,
                 escaped(row),
             ));
         }
@@ -164,7 +205,7 @@ mod tests {
     use super::*;
 
     fn chart(values: [f64; 2]) -> Chart {
-        let row = ("8 <writers>".to_owned(), values.map(Some).to_vec());
+        let row = ("8 <writers>".to_owned(), values.map(|v| Some(v.into())).to_vec());
         Chart { title: "saves & more".into(), series: vec!["close".into(), "relaxed".into()], rows: vec![row] }
     }
 
@@ -186,6 +227,18 @@ mod tests {
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
             assert_eq!(svg.matches("<rect").count(), 1 + 2 + 2, "ground, legend, bars");
         }
+    }
+
+    #[test]
+    fn the_spread_is_a_line_that_fits() {
+        let mut spread = chart([1.0, 2.0]);
+        spread.rows[0].1[1] = Some((2.0, 1.5, 3.0).into());
+        let (plain, svg) = (chart([1.0, 2.0]).svg(), spread.svg());
+        let lines = |svg: &str| svg.matches("stroke=\"black\"").count();
+        assert_eq!((lines(&plain), lines(&svg)), (0, 1));
+        // The highest of all is the end of the line, so it stands at the top and the bars below.
+        let top = 42.0 + 18.0;
+        assert!(svg.contains(&format!("y2=\"{top:.1}\" stroke=\"black\"")), "{svg}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 mod bench;
 mod bundle;
-mod chart;
+pub mod chart;
 mod client;
 mod config;
 mod doctor;

@@ -292,7 +292,10 @@ fn chart(report: &Report) -> Chart {
             .iter()
             .map(|r| {
                 let values = vec![Some(r.waiting.per_s), r.at_once.map(|f| f.per_s), Some(r.raw.per_s)];
-                (format!("{} writer(s)", r.writers), values.into_iter().map(|v| v.filter(|v| *v > 0.0)).collect())
+                (
+                    format!("{} writer(s)", r.writers),
+                    values.into_iter().map(|v| v.filter(|v| *v > 0.0).map(Into::into)).collect(),
+                )
             })
             .collect(),
     }
