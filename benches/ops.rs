@@ -1,23 +1,30 @@
-//! Single calls through the mount against the raw file system: what a program pays that is not waiting for a device.
+//! Single calls through the mount and, with `--peers`, through file systems of others against the raw file system: what a
+//! program pays that is not waiting for a device.
 //!
-//! Every round runs each row on the raw file system, on the mount, and on the raw file system again, one right after
-//! the other, and gives one ratio; reported are medians with the smallest and the largest, and the ratio of raw to raw,
-//! which is the noise. `scripts/bench --ops` is the way to run it.
+//! Every round runs each row on the raw file system, on every mount in an order that rotates, and on the raw file system
+//! again, one right after the other, and gives one ratio for each; reported are medians with the smallest and the largest,
+//! and the ratio of raw to raw, which is the noise. `scripts/bench --ops` is the way to run it.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod peers;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use common::{Kind, LoopFs, Mount, can_mount, run};
+use common::{Kind, LoopFs, can_mount, run};
+use fsys_mount::cli::chart::{Bar, Chart};
+use peers::target::{Target, middle, named_mounts, start_named};
+use peers::{memory, start_all};
 
 #[derive(Parser)]
+#[allow(clippy::struct_excessive_bools)] // flags that are typed
 struct Args {
     /// Filesystem
     #[arg(long, default_value = "ext4")]
@@ -34,6 +41,22 @@ struct Args {
     /// `-o` list for the mount, after `durability=relaxed` and the rule that files `*.db` are in place
     #[arg(long, default_value = "")]
     options: String,
+    /// Several mounts instead, `NAME:OPTIONS;NAME:OPTIONS`, each with that rule. The bars and the comparison with the
+    /// peers are for the first
+    #[arg(long, value_parser = named_mounts, conflicts_with = "options")]
+    mounts: Option<Mounts>,
+    /// The file systems of others, too
+    #[arg(long)]
+    peers: bool,
+    /// Only the memory of the daemons, with many files
+    #[arg(long)]
+    memory: bool,
+    /// How many files for `--memory`
+    #[arg(long, default_value_t = 100_000, requires = "memory")]
+    files: u32,
+    /// Writes the ratios to raw as a bar chart (SVG) to this file
+    #[arg(long)]
+    svg: Option<PathBuf>,
     /// Exit 1 when a bar is missed
     #[arg(long)]
     check: bool,
@@ -42,35 +65,44 @@ struct Args {
     bench: bool,
 }
 
+type Mounts = Vec<(String, String)>;
+
 const CHUNK: usize = 1 << 20;
 const ENTRIES: usize = 1000;
+/// What the rows that say so write in place.
+const IN_PLACE: &str = "rule=*.db:mode=in-place";
 
-/// A row: its name, the largest ratio that the project allows, and what it does in a directory (prepared by
-/// [`prepare`]); it gives the time per operation.
+/// A row: its name, the largest ratio that the project allows, the large file that is there while it runs, if any, and
+/// what it does in a directory (prepared by [`prepare`]); it gives the time per operation.
 struct Row {
     name: &'static str,
     bar: f64,
+    large: Option<&'static str>,
     run: fn(&Path, u64) -> Duration,
 }
 
+const fn row(name: &'static str, bar: f64, run: fn(&Path, u64) -> Duration) -> Row {
+    Row { name, bar, large: None, run }
+}
+
+const fn large(name: &'static str, bar: f64, file: &'static str, run: fn(&Path, u64) -> Duration) -> Row {
+    Row { name, bar, large: Some(file), run }
+}
+
 const ROWS: [Row; 13] = [
-    Row { name: "stat, cached", bar: 1.3, run: stat },
-    Row { name: "read 4 KiB, cached", bar: 1.1, run: read_4k },
-    Row { name: "read 1 GiB in sequence, in place", bar: 1.1, run: |d, mb| read_large(&d.join("large.db"), mb) },
-    Row {
-        name: "read 1 GiB in sequence, other files",
-        bar: f64::INFINITY,
-        run: |d, mb| read_large(&d.join("large"), mb),
-    },
-    Row { name: "write 1 GiB in place", bar: 1.1, run: write_in_place },
-    Row { name: "append 128 bytes, in place", bar: 1.3, run: append },
-    Row { name: "mmap read, in place", bar: 1.05, run: map_read },
-    Row { name: "write 1 GiB, staged", bar: 1.5, run: write_staged },
-    Row { name: "create, write 4 KiB, close", bar: 3.0, run: create },
-    Row { name: "open, close", bar: 8.0, run: |d, _| open_close(&d.join("f")) },
-    Row { name: "open, close, in place", bar: 8.0, run: |d, _| open_close(&d.join("f.db")) },
-    Row { name: "readdir and stat, an entry", bar: 1.5, run: list },
-    Row { name: "rename", bar: 2.2, run: rename },
+    row("stat, cached", 1.3, stat),
+    row("read 4 KiB, cached", 1.1, read_4k),
+    large("read 1 GiB in sequence, in place", 1.1, "large.db", |d, mb| read_large(&d.join("large.db"), mb)),
+    large("read 1 GiB in sequence, other files", f64::INFINITY, "large", |d, mb| read_large(&d.join("large"), mb)),
+    large("write 1 GiB in place", 1.1, "large.db", write_in_place),
+    row("append 128 bytes, in place", 1.3, append),
+    large("mmap read, in place", 1.05, "large.db", map_read),
+    large("write 1 GiB, staged", 1.5, "staged", write_staged),
+    row("create, write 4 KiB, close", 3.0, create),
+    row("open, close", 8.0, |d, _| open_close(&d.join("f"))),
+    row("open, close, in place", 8.0, |d, _| open_close(&d.join("f.db"))),
+    row("readdir and stat, an entry", 1.5, list),
+    row("rename", 2.2, rename),
 ];
 
 fn per(n: u32, f: impl FnOnce()) -> Duration {
@@ -96,6 +128,10 @@ fn read_large(path: &Path, mb: u64) -> Duration {
     per(mb as u32, || (0..mb).for_each(|_| file.read_exact(&mut buf).expect("read")))
 }
 
+fn write_new(path: &Path, mb: u64) {
+    write_chunks(File::create(path).expect("create"), mb);
+}
+
 fn write_chunks(mut file: File, mb: u64) {
     let buf = vec![0x5a; CHUNK];
     (0..mb).for_each(|_| file.write_all(&buf).expect("write"));
@@ -107,7 +143,7 @@ fn write_in_place(dir: &Path, mb: u64) -> Duration {
 }
 
 fn write_staged(dir: &Path, mb: u64) -> Duration {
-    per(mb as u32, || write_chunks(File::create(dir.join("staged")).expect("create"), mb))
+    per(mb as u32, || write_new(&dir.join("staged"), mb))
 }
 
 fn append(dir: &Path, _: u64) -> Duration {
@@ -157,10 +193,9 @@ fn rename(dir: &Path, _: u64) -> Duration {
     })
 }
 
-fn prepare(dir: &Path, mb: u64) {
+fn prepare(dir: &Path) {
     ["f", "f.db", "r1"].iter().for_each(|n| fs::write(dir.join(n), "x").expect("write"));
     fs::write(dir.join("cached"), vec![1; 4 << 20]).expect("write");
-    ["large", "large.db"].iter().for_each(|n| write_chunks(File::create(dir.join(n)).expect("create"), mb));
     fs::create_dir(dir.join("entries")).expect("mkdir");
     (0..ENTRIES).for_each(|i| fs::write(dir.join("entries").join(i.to_string()), "x").expect("write"));
 }
@@ -170,58 +205,157 @@ fn main() -> std::process::ExitCode {
     if !can_mount("bench") {
         return std::process::ExitCode::FAILURE;
     }
-    let fs = LoopFs::new(Kind::named(&args.fs), 8 * args.large_mb + 2048);
-    let raw = fs.subdir("raw");
-    let options = format!("durability=relaxed,rule=*.db:mode=in-place,{}", args.options);
-    let mount = Mount::start(&fs.subdir("data"), options.trim_end_matches(','));
-    // Nothing of one row is left to do while the next is measured.
-    let settle = || {
-        run(common::mount::fsys().arg("drain").arg(mount.path()));
-        run(Command::new("sync").arg("-f").arg(fs.path()));
-    };
-    [raw.as_path(), mount.path()].iter().for_each(|d| prepare(d, args.large_mb));
     println!("\n### {}, large files of {} MiB, {} rounds\n", args.fs, args.large_mb, args.rounds);
-    println!("| row | raw us | mount us | ratio (min-max) | raw again | bar | |\n|---|---|---|---|---|---|---|");
-    let mut missed = 0;
-    for row in ROWS.iter().filter(|r| r.name.contains(&args.only)) {
-        let mut rounds: Vec<[f64; 3]> = Vec::new();
-        for round in 0..=args.rounds {
-            let measured = [raw.as_path(), mount.path(), raw.as_path()].map(|dir| {
-                settle();
-                (row.run)(dir, args.large_mb).as_secs_f64() * 1e6
-            });
-            // The first is thrown away: what is to be cached is from then on.
-            if round > 0 {
-                rounds.push(measured);
-            }
-        }
-        missed += print(row, &rounds);
+    // At a time there is one large file everywhere, and a version of it that is being written.
+    let places = if args.peers { 8 } else { 3 + args.mounts.as_ref().map_or(0, Vec::len) as u64 };
+    let fs = LoopFs::new(Kind::named(&args.fs), 2 * places * args.large_mb + 4096);
+    let default = || vec![("fsys-mount".to_owned(), format!("durability=relaxed,{IN_PLACE},{}", args.options))];
+    let mut mounts = args.mounts.clone().map_or_else(default, |mut all| {
+        all.iter_mut().for_each(|(_, options)| *options = format!("{IN_PLACE},{options}"));
+        all
+    });
+    mounts.iter_mut().for_each(|(_, options)| options.truncate(options.trim_end_matches(',').len()));
+    let mut targets = start_named(&fs, &mounts);
+    if args.peers {
+        targets.extend(start_all(&fs).into_iter().map(Target::Peer));
     }
-    std::process::ExitCode::from(u8::from(args.check && missed > 0))
+    if args.memory {
+        memory::table(&targets, args.files);
+        return std::process::ExitCode::SUCCESS;
+    }
+    let bench = Bench { raw: fs.subdir("raw"), fs, targets, large_mb: args.large_mb, rounds: args.rounds };
+    bench.run_all(&args)
 }
 
-/// Prints a row; gives 1 when it misses its bar.
-fn print(row: &Row, rounds: &[[f64; 3]]) -> u32 {
-    let middle = |value: &dyn Fn(&[f64; 3]) -> f64| {
-        let mut all: Vec<f64> = rounds.iter().map(value).collect();
-        all.sort_by(f64::total_cmp);
-        (all[all.len() / 2], all[0], all[all.len() - 1])
-    };
-    let (ratio, low, high) = middle(&|r| r[1] * 2.0 / (r[0] + r[2]));
-    let verdict = if row.bar.is_infinite() {
-        ""
-    } else if ratio <= row.bar {
-        "met"
-    } else {
-        "missed"
-    };
-    println!(
-        "| {} | {:.2} | {:.2} | {ratio:.2} ({low:.2}-{high:.2}) | {:.2} | {} | {verdict} |",
-        row.name,
-        middle(&|r| r[0]).0,
-        middle(&|r| r[1]).0,
-        middle(&|r| r[2] / r[0]).0,
-        if row.bar.is_infinite() { String::new() } else { row.bar.to_string() },
-    );
-    u32::from(verdict == "missed")
+/// What is measured, and where.
+struct Bench {
+    raw: PathBuf,
+    targets: Vec<Target>,
+    large_mb: u64,
+    rounds: usize,
+    // Last: what is mounted over it ends first.
+    fs: LoopFs,
+}
+
+/// One round of a row, microseconds per operation.
+struct Round {
+    raw: [f64; 2],
+    /// In the order of the targets; `None`: the call failed there.
+    targets: Vec<Option<f64>>,
+}
+
+impl Round {
+    fn ratio(&self, target: usize) -> Option<f64> {
+        Some(self.targets[target]? * 2.0 / (self.raw[0] + self.raw[1]))
+    }
+}
+
+/// A target against raw; `None` when a call failed there.
+fn ratio(rounds: &[Round], target: usize) -> Option<(f64, f64, f64)> {
+    rounds.iter().map(|r| r.ratio(target)).collect::<Option<Vec<f64>>>().map(middle)
+}
+
+impl Bench {
+    fn run_all(&self, args: &Args) -> std::process::ExitCode {
+        let places = || std::iter::once(self.raw.as_path()).chain(self.targets.iter().map(Target::path));
+        places().for_each(prepare);
+        let names: Vec<String> = self.targets.iter().map(|t| t.name().to_owned()).collect();
+        println!("| row | raw us | {} | raw again | bar | | fastest of all mounts? |", names.join(" | "));
+        println!("|---|---|{}---|---|---|---|", "---|".repeat(names.len()));
+        let mut chart = Chart {
+            title: "time of a call, raw file system = 1; median, smallest and largest".into(),
+            series: names,
+            rows: Vec::new(),
+        };
+        let mut missed = 0;
+        for row in ROWS.iter().filter(|r| r.name.contains(&args.only)) {
+            let make = |dir: &Path| row.large.iter().for_each(|n| write_new(&dir.join(n), self.large_mb));
+            places().for_each(make);
+            // The first is thrown away: what is to be cached is from then on.
+            let rounds: Vec<Round> = (0..=self.rounds).map(|n| self.round(row, n)).skip(1).collect();
+            if let Some(name) = row.large {
+                places().for_each(|dir| fs::remove_file(dir.join(name)).expect("remove"));
+                self.settle();
+                // The image gives its memory back.
+                run(Command::new("fstrim").arg(self.fs.path()));
+            }
+            missed += self.print(row, &rounds);
+            let bar = |t: usize| ratio(&rounds, t).map(Bar::from);
+            chart.rows.push((row.name.to_owned(), (0..self.targets.len()).map(bar).collect()));
+        }
+        if let Some(file) = &args.svg {
+            fs::write(file, chart.svg()).expect("write the chart");
+        }
+        std::process::ExitCode::from(u8::from(args.check && missed > 0))
+    }
+
+    /// Nothing of one row is left to do while the next is measured.
+    fn settle(&self) {
+        self.targets.iter().for_each(Target::settle);
+        run(Command::new("sync").arg("-f").arg(self.fs.path()));
+    }
+
+    fn round(&self, row: &Row, n: usize) -> Round {
+        let timed = |dir: &Path| {
+            self.settle();
+            (row.run)(dir, self.large_mb).as_secs_f64() * 1e6
+        };
+        let before = timed(&self.raw);
+        let mut targets = vec![None; self.targets.len()];
+        for step in 0..targets.len() {
+            let at = (step + n) % targets.len();
+            let target = &self.targets[at];
+            targets[at] = if target.is_ours() {
+                Some(timed(target.path()))
+            } else {
+                // What fails on a file system of others is its figure, and no end of the bench.
+                catch_unwind(AssertUnwindSafe(|| timed(target.path()))).ok()
+            };
+        }
+        Round { raw: [before, timed(&self.raw)], targets }
+    }
+
+    /// Whether the first mount of this project is faster than every peer: its time to that of the fastest, in the same
+    /// rounds. `even` where some rounds say one thing and some the other.
+    fn fastest(&self, rounds: &[Round]) -> String {
+        let against = |t: usize| {
+            let times = |r: &Round| Some(r.targets[0]? / r.targets[t]?);
+            let all = rounds.iter().map(times).collect::<Option<Vec<f64>>>().map(middle)?;
+            Some((all, self.targets[t].name()))
+        };
+        let peers = (0..self.targets.len()).filter(|t| !self.targets[*t].is_ours()).filter_map(against);
+        let Some(((ratio, low, high), name)) = peers.max_by(|a, b| a.0.0.total_cmp(&b.0.0)) else {
+            return String::new();
+        };
+        let verdict = match () {
+            () if high < 1.0 => "yes",
+            () if low > 1.0 => "no",
+            () => "even",
+        };
+        format!("{verdict}: {ratio:.2} ({low:.2}-{high:.2}) of {name}")
+    }
+
+    /// Prints a row; gives 1 when it misses its bar.
+    fn print(&self, row: &Row, rounds: &[Round]) -> u32 {
+        let shown = |t: usize| match ratio(rounds, t) {
+            Some((ratio, low, high)) => format!("{ratio:.2} ({low:.2}-{high:.2})"),
+            None => "FAILED".to_owned(),
+        };
+        let cells: Vec<String> = (0..self.targets.len()).map(shown).collect();
+        let ours = ratio(rounds, 0).map_or(f64::INFINITY, |r| r.0);
+        let (bar, verdict) = match row.bar {
+            bar if bar.is_infinite() => (String::new(), ""),
+            bar if ours <= bar => (bar.to_string(), "met"),
+            bar => (bar.to_string(), "missed"),
+        };
+        println!(
+            "| {} | {:.2} | {} | {:.2} | {bar} | {verdict} | {} |",
+            row.name,
+            middle(rounds.iter().map(|r| r.raw[0]).collect()).0,
+            cells.join(" | "),
+            middle(rounds.iter().map(|r| r.raw[1] / r.raw[0]).collect()).0,
+            self.fastest(rounds),
+        );
+        u32::from(verdict == "missed")
+    }
 }

@@ -35,6 +35,10 @@ enum Style {
     InPlace,
     /// `open(O_APPEND)`, write in 3 pieces, close.
     Append,
+    /// `Handle::write` of the crate `fsys`, by the method that it chooses.
+    FsysAuto,
+    /// The same by fsync(2).
+    FsysSync,
 }
 
 /// What a writer does when a call fails.
@@ -72,6 +76,9 @@ struct Args {
     /// Bytes per version: N, or MIN-MAX for a random size
     #[arg(long, default_value = "1024-65536", value_parser = parse_size)]
     size: (usize, usize),
+    /// Each process saves in a directory of its own, in `--dir`
+    #[arg(long)]
+    separate: bool,
     /// What to do when a call fails
     #[arg(long, value_enum, default_value_t = OnError::Stop)]
     on_error: OnError,
@@ -206,6 +213,12 @@ fn run_writer(args: &Args, index: u32) -> io::Result<ExitCode> {
             None => 0,
         });
     }
+    let mut dir = args.dir.clone();
+    if args.separate {
+        dir.push(format!("writer-{index}"));
+        std::fs::create_dir_all(&dir)?;
+    }
+    let by_crate = handle(args.style).transpose().map_err(io::Error::other)?;
     io::stdout().write_all(b"r")?;
     io::stdout().flush()?;
     let mut go = [0u8; 1];
@@ -241,7 +254,7 @@ fn run_writer(args: &Args, index: u32) -> io::Result<ExitCode> {
             table.begin(id, version.seq)?;
         }
         let before = Instant::now();
-        match save(args.style, &args.dir, id, &content) {
+        match save(args.style, by_crate.as_ref(), &dir, id, &content) {
             Ok(()) => {
                 if let Some(table) = &table {
                     table.acknowledge(id, version.seq)?;
@@ -271,7 +284,17 @@ fn pick_len((low, high): (usize, usize), id: u32, seq: u64) -> usize {
     low + mix(u64::from(id) << 32 | seq) as usize % (high - low + 1)
 }
 
-fn save(style: Style, dir: &Path, id: u32, content: &[u8]) -> io::Result<()> {
+/// What the crate saves through, when the style is its own.
+fn handle(style: Style) -> Option<fsys_crate::Result<fsys_crate::Handle>> {
+    let method = match style {
+        Style::FsysAuto => fsys_crate::Method::Auto,
+        Style::FsysSync => fsys_crate::Method::Sync,
+        Style::Naive | Style::Dance | Style::InPlace | Style::Append => return None,
+    };
+    Some(fsys_crate::builder().method(method).build())
+}
+
+fn save(style: Style, handle: Option<&fsys_crate::Handle>, dir: &Path, id: u32, content: &[u8]) -> io::Result<()> {
     let path = dir.join(file_name(id));
     match style {
         Style::Naive => {
@@ -302,6 +325,10 @@ fn save(style: Style, dir: &Path, id: u32, content: &[u8]) -> io::Result<()> {
             close(file)?;
             std::fs::rename(&temp, &path)?;
             File::open(dir)?.sync_all()
+        }
+        Style::FsysAuto | Style::FsysSync => {
+            let handle = handle.ok_or_else(|| io::Error::other("no handle of the crate"))?;
+            handle.write(path, content).map_err(io::Error::other)
         }
     }
 }
