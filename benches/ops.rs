@@ -21,7 +21,7 @@ use clap::Parser;
 use common::{Kind, LoopFs, can_mount, run};
 use fsys_mount::cli::chart::{Bar, Chart};
 use peers::target::{Target, middle, named_mounts, start_named};
-use peers::{memory, start_all};
+use peers::{PEERS, memory, start_all};
 
 #[derive(Parser)]
 #[allow(clippy::struct_excessive_bools)] // flags that are typed
@@ -38,7 +38,7 @@ struct Args {
     /// Only rows whose name contains this
     #[arg(long, default_value = "")]
     only: String,
-    /// `-o` list for the mount, after `durability=relaxed` and the rule that files `*.db` are in place
+    /// `-o` list for the mount, between `durability=relaxed` and the rule that files `*.db` are in place
     #[arg(long, default_value = "")]
     options: String,
     /// Several mounts instead, `NAME:OPTIONS;NAME:OPTIONS`, each with that rule. The bars and the comparison with the
@@ -205,16 +205,19 @@ fn main() -> std::process::ExitCode {
     if !can_mount("bench") {
         return std::process::ExitCode::FAILURE;
     }
-    println!("\n### {}, large files of {} MiB, {} rounds\n", args.fs, args.large_mb, args.rounds);
-    // At a time there is one large file everywhere, and a version of it that is being written.
-    let places = if args.peers { 8 } else { 3 + args.mounts.as_ref().map_or(0, Vec::len) as u64 };
-    let fs = LoopFs::new(Kind::named(&args.fs), 2 * places * args.large_mb + 4096);
-    let default = || vec![("fsys-mount".to_owned(), format!("durability=relaxed,{IN_PLACE},{}", args.options))];
-    let mut mounts = args.mounts.clone().map_or_else(default, |mut all| {
-        all.iter_mut().for_each(|(_, options)| *options = format!("{IN_PLACE},{options}"));
-        all
+    let what = if args.memory {
+        "memory".to_owned()
+    } else {
+        format!("large files of {} MiB, {} rounds", args.large_mb, args.rounds)
+    };
+    println!("\n### {}, {what}\n", args.fs);
+    let mounts = args.mounts.clone().unwrap_or_else(|| {
+        vec![("fsys-mount".to_owned(), format!("durability=relaxed,{}", args.options).trim_end_matches(',').to_owned())]
     });
-    mounts.iter_mut().for_each(|(_, options)| options.truncate(options.trim_end_matches(',').len()));
+    let mounts: Mounts = mounts.into_iter().map(|(name, options)| (name, format!("{options},{IN_PLACE}"))).collect();
+    // At a time there is one large file everywhere, and a version of it that is being written; and room for small ones.
+    let places = mounts.len() + 1 + if args.peers { PEERS.len() } else { 0 };
+    let fs = LoopFs::new(Kind::named(&args.fs), 2 * places as u64 * args.large_mb + (16 << 10));
     let mut targets = start_named(&fs, &mounts);
     if args.peers {
         targets.extend(start_all(&fs).into_iter().map(Target::Peer));

@@ -1,6 +1,5 @@
 //! What a daemon keeps in memory for many files that the kernel knows.
 
-use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 
@@ -26,41 +25,39 @@ fn resident(pid: i32) -> Resident {
     Resident { peak: value("VmHWM:"), now: value("VmRSS:") }
 }
 
-/// Creates `files` files and looks each up; gives why that ended early.
-fn fill(dir: &Path, files: u32) -> Result<(), String> {
-    let told = |n: u32, e: &dyn Display| format!("file {n}: {e}");
+/// Creates `files` files and looks each up. Gives how many there are, and why that ended early.
+fn fill(dir: &Path, files: u32) -> (u32, Option<std::io::Error>) {
     let path = |n: u32| dir.join(format!("memory-{}", n / TOGETHER)).join(format!("a-file-with-an-ordinary-name-{n}"));
     for n in 0..files {
         let made = if n % TOGETHER == 0 { fs::create_dir(path(n).with_file_name("")) } else { Ok(()) };
-        made.and_then(|()| fs::write(path(n), "x")).map_err(|e| told(n, &e))?;
+        if let Err(e) = made.and_then(|()| fs::write(path(n), "x")) {
+            return (n, Some(e));
+        }
     }
-    (0..files).try_for_each(|n| fs::metadata(path(n)).map(drop).map_err(|e| told(n, &e)))
+    (files, (0..files).find_map(|n| fs::metadata(path(n)).err()))
 }
 
 /// Prints what each daemon holds after it created and looked up `files` files. The daemons are fresh.
 pub fn table(targets: &[Target], files: u32) {
-    println!("memory of the daemon, {files} files created and looked up\n");
-    println!(
-        "| mount | MiB before | peak MiB | MiB after | bytes per file at the peak | ratio to {} | |",
-        targets[0].name()
-    );
+    println!("memory of each daemon, {files} files created and looked up\n");
+    println!("| mount | MiB before | peak MiB | MiB after | bytes per file at the peak | of {} | |", targets[0].name());
     println!("|---|---|---|---|---|---|---|");
     let mut first: Option<f64> = None;
     for target in targets {
         let before = resident(target.pid());
-        let ended = fill(target.path(), files);
+        let (reached, failed) = fill(target.path(), files);
         target.settle();
         let after = resident(target.pid());
-        let peak = *first.get_or_insert(after.peak);
+        let each = (after.peak - before.now) * 1024.0 / f64::from(reached.max(1));
+        let first = *first.get_or_insert(each);
         println!(
-            "| {} | {:.1} | {:.1} | {:.1} | {:.0} | {} | {} |",
+            "| {} | {:.1} | {:.1} | {:.1} | {each:.0} | {:.2} | {} |",
             target.name(),
             before.now / 1024.0,
             after.peak / 1024.0,
             after.now / 1024.0,
-            (after.peak - before.now) * 1024.0 / f64::from(files),
-            if ended.is_ok() { format!("{:.2}", after.peak / peak) } else { String::new() },
-            ended.err().map_or(String::new(), |why| format!("FAILED at {why}")),
+            each / first,
+            failed.map_or(String::new(), |why| format!("FAILED after {reached} files: {why}")),
         );
     }
 }
