@@ -357,11 +357,11 @@ impl Cell {
         for (of, what) in [(Of::Peer, "best mount of others"), (Of::Crate, "crate fsys")] {
             let durable = (0..self.variants.len()).filter(|i| self.variants[*i].of == of && self.is_durable(*i));
             let Some(best) = durable.max_by(|a, b| rate(*a).total_cmp(&rate(*b))) else {
-                println!("- {} writers, {what}: none saves durably", self.writers);
+                println!("- {} writer(s), {what}: none saves durably", self.writers);
                 continue;
             };
             let to = |n: usize, style: &str| shown(self.ratio(self.of_mount(n, style), best));
-            println!("- {} writers, {what}: {}, {:.0} saves/s", self.writers, self.variants[best].name, rate(best));
+            println!("- {} writer(s), {what}: {}, {:.0} saves/s", self.writers, self.variants[best].name, rate(best));
             for (n, mount) in mounts.iter().enumerate() {
                 println!("  - {} to it: {NAIVE} {}; {DANCE} {}", mount.name(), to(n, "naive"), to(n, "dance"));
             }
@@ -400,7 +400,7 @@ fn chart(cells: &[Cell], args: &Args) -> Chart {
     let row = |cell: &Cell| {
         let bars = cell.bars();
         let of = |name: &String| bars.iter().find(|(n, _)| n == name).map(|(_, bar)| *bar);
-        let label = format!("{}, {}, {} writers", cell.kind.name(), cell.device, cell.writers);
+        let label = format!("{}, {}, {} writer(s)", cell.kind.name(), cell.device, cell.writers);
         (label, series.iter().map(of).collect())
     };
     let title =

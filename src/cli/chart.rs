@@ -80,81 +80,144 @@ impl Chart {
 
     /// As an SVG document.
     pub fn svg(&self) -> String {
-        const LEFT: f64 = 80.0;
-        const HEIGHT: f64 = 300.0;
-        const BOTTOM: f64 = 60.0;
-        let scale = self.scale();
-        let group = 28.0 * self.series.len() as f64 + 30.0;
-        let longest = self.series.iter().map(|s| s.chars().count()).max().unwrap_or(0);
-        // Long names stand below each other.
-        let columns = if longest > 24 { 1 } else { self.series.len().max(1) };
-        let column = (7.0 * longest as f64 + 40.0).max(190.0);
-        let base = 42.0 + 18.0 * self.series.len().div_ceil(columns) as f64 + HEIGHT;
-        let width = (LEFT + group * self.rows.len() as f64 + 40.0).max(LEFT + column * columns as f64).max(660.0);
-        let y = |value: f64| base - HEIGHT * scale.part(value);
+        let sheet = Sheet::new(self);
         let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{:.0}\" font-family=\"sans-serif\" \
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{:.0}\" height=\"{:.0}\" font-family=\"sans-serif\" \
              font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
              <text x=\"{LEFT}\" y=\"20\" font-size=\"15\">{}</text>\n",
-            base + BOTTOM,
+            sheet.width,
+            sheet.height,
             escaped(&self.title),
         );
-        let mut put = |line: std::fmt::Arguments<'_>| svg.write_fmt(line).unwrap_or_default();
-        for tick in scale.ticks() {
-            put(format_args!(
-                "<line x1=\"{LEFT}\" x2=\"{:.0}\" y1=\"{1:.1}\" y2=\"{1:.1}\" stroke=\"#ddd\"/>\
-                 <text x=\"{2:.0}\" y=\"{3:.1}\" text-anchor=\"end\">{4}</text>\n",
-                width - 20.0,
-                y(tick),
-                LEFT - 8.0,
-                y(tick) + 4.0,
-                figure(tick),
-            ));
-        }
-        for (i, name) in self.series.iter().enumerate() {
-            let (x, y) = (LEFT + column * (i % columns) as f64, 32.0 + 18.0 * (i / columns) as f64);
-            let colour = COLOURS[i % COLOURS.len()];
-            put(format_args!(
-                "<rect x=\"{x:.0}\" y=\"{y:.0}\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\
-                 <text x=\"{:.0}\" y=\"{:.0}\">{}</text>\n",
-                x + 17.0,
-                y + 11.0,
-                escaped(name),
-            ));
-        }
-        for (r, (row, bars)) in self.rows.iter().enumerate() {
-            let from = LEFT + group * r as f64 + 15.0;
-            for (i, bar) in bars.iter().enumerate() {
-                let Some(Bar { value, spread }) = *bar else { continue };
-                let (x, top, colour) = (from + 28.0 * i as f64, y(value), COLOURS[i % COLOURS.len()]);
-                let (low, high) = spread.unwrap_or((value, value));
-                put(format_args!(
-                    "<rect x=\"{x:.0}\" y=\"{top:.1}\" width=\"24\" height=\"{:.1}\" fill=\"{colour}\"/>\
-                     <text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"9\">{}</text>\n",
-                    base - top,
-                    x + 12.0,
-                    y(high) - 3.0,
-                    figure(value),
-                ));
-                if spread.is_some() {
-                    put(format_args!(
-                        "<line x1=\"{0:.0}\" x2=\"{0:.0}\" y1=\"{1:.1}\" y2=\"{2:.1}\" stroke=\"black\"/>\n",
-                        x + 12.0,
-                        y(low),
-                        y(high),
-                    ));
-                }
-            }
-            put(format_args!(
-                "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"middle\">{}</text>\n",
-                from + 14.0 * self.series.len() as f64,
-                base + 20.0,
-                escaped(row),
-            ));
-        }
+        sheet.put_ticks(&mut svg);
+        sheet.put_legend(&mut svg);
+        (0..self.rows.len()).for_each(|row| sheet.put_group(&mut svg, row));
         svg.push_str("</svg>\n");
         svg
     }
+}
+
+const LEFT: f64 = 80.0;
+const LINE: f64 = 18.0;
+/// Height of the highest bar.
+const HIGHEST: f64 = 300.0;
+/// From one bar to the next.
+const STEP: f64 = 28.0;
+/// Width of a character, at most.
+const CHARACTER: f64 = 7.0;
+
+/// Where things stand in the SVG, pixels.
+struct Sheet<'a> {
+    chart: &'a Chart,
+    scale: Scale,
+    width: f64,
+    height: f64,
+    /// Where the bars stand.
+    base: f64,
+    /// From one group to the next.
+    group: f64,
+    /// Names of a line of the legend, and from one to the next.
+    columns: usize,
+    column: f64,
+}
+
+/// The name of a group stands below it, a line for each of its parts.
+fn parts(row: &str) -> impl Iterator<Item = &str> {
+    row.split_inclusive(", ").map(str::trim_end)
+}
+
+impl<'a> Sheet<'a> {
+    fn new(chart: &'a Chart) -> Self {
+        let longest = |names: &mut dyn Iterator<Item = &str>| names.map(|n| n.chars().count()).max().unwrap_or(0);
+        let widest = longest(&mut chart.rows.iter().flat_map(|(row, _)| parts(row)));
+        let lines = chart.rows.iter().map(|(row, _)| parts(row).count()).max().unwrap_or(0);
+        let series = longest(&mut chart.series.iter().map(String::as_str));
+        // Long names of the legend stand below each other.
+        let columns = if series > 24 { 1 } else { chart.series.len().max(1) };
+        let column = (CHARACTER * series as f64 + 40.0).max(190.0);
+        let group = (STEP * chart.series.len() as f64).max(CHARACTER * widest as f64) + 30.0;
+        let base = 42.0 + LINE * chart.series.len().div_ceil(columns) as f64 + HIGHEST;
+        let width = (group * chart.rows.len() as f64 + 40.0).max(column * columns as f64).max(580.0) + LEFT;
+        Self {
+            chart,
+            scale: chart.scale(),
+            width,
+            height: base + LINE * lines as f64 + 20.0,
+            base,
+            group,
+            columns,
+            column,
+        }
+    }
+
+    fn y(&self, value: f64) -> f64 {
+        self.base - HIGHEST * self.scale.part(value)
+    }
+
+    fn put_ticks(&self, svg: &mut String) {
+        for tick in self.scale.ticks() {
+            let y = self.y(tick);
+            put(
+                svg,
+                format_args!(
+                    "<line x1=\"{LEFT}\" x2=\"{:.0}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>",
+                    self.width - 20.0
+                ),
+            );
+            let (x, y) = (LEFT - 8.0, y + 4.0);
+            put(svg, format_args!("<text x=\"{x:.0}\" y=\"{y:.1}\" text-anchor=\"end\">{}</text>", figure(tick)));
+        }
+    }
+
+    fn put_legend(&self, svg: &mut String) {
+        for (i, name) in self.chart.series.iter().enumerate() {
+            let x = LEFT + self.column * (i % self.columns) as f64;
+            let y = 32.0 + LINE * (i / self.columns) as f64;
+            let colour = COLOURS[i % COLOURS.len()];
+            put(svg, format_args!("<rect x=\"{x:.0}\" y=\"{y:.0}\" width=\"12\" height=\"12\" fill=\"{colour}\"/>"));
+            put(svg, format_args!("<text x=\"{:.0}\" y=\"{:.0}\">{}</text>", x + 17.0, y + 11.0, escaped(name)));
+        }
+    }
+
+    fn put_group(&self, svg: &mut String, row: usize) {
+        let (name, values) = &self.chart.rows[row];
+        let middle = LEFT + self.group * (row as f64 + 0.5);
+        let from = middle - STEP * self.chart.series.len() as f64 / 2.0;
+        for (i, bar) in values.iter().enumerate() {
+            let Some(Bar { value, spread }) = *bar else { continue };
+            let (x, y, colour) = (from + STEP * i as f64, self.y(value), COLOURS[i % COLOURS.len()]);
+            let height = self.base - y;
+            put(
+                svg,
+                format_args!("<rect x=\"{x:.0}\" y=\"{y:.1}\" width=\"24\" height=\"{height:.1}\" fill=\"{colour}\"/>"),
+            );
+            let (x, mut top) = (x + 12.0, y);
+            if let Some((low, high)) = spread {
+                let bottom = self.y(low);
+                top = self.y(high);
+                put(
+                    svg,
+                    format_args!(
+                        "<line x1=\"{x:.0}\" x2=\"{x:.0}\" y1=\"{bottom:.1}\" y2=\"{top:.1}\" stroke=\"black\"/>"
+                    ),
+                );
+            }
+            let (y, value) = (top - 3.0, figure(value));
+            put(
+                svg,
+                format_args!("<text x=\"{x:.0}\" y=\"{y:.1}\" text-anchor=\"middle\" font-size=\"9\">{value}</text>"),
+            );
+        }
+        for (n, part) in parts(name).enumerate() {
+            let (y, part) = (self.base + LINE * (n + 1) as f64, escaped(part));
+            put(svg, format_args!("<text x=\"{middle:.0}\" y=\"{y:.0}\" text-anchor=\"middle\">{part}</text>"));
+        }
+    }
+}
+
+fn put(svg: &mut String, line: std::fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    writeln!(svg, "{line}").unwrap_or_default();
 }
 
 struct Scale {
