@@ -39,8 +39,9 @@ impl From<(f64, f64, f64)> for Bar {
 
 /// Widest bar of the terminal, in characters.
 const BAR: f64 = 40.0;
-/// Colours that also those tell apart who see few (Okabe and Ito).
-const COLOURS: [&str; 8] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"];
+/// Colours that also those tell apart who see few (Okabe and Ito; the last two of Tol).
+const COLOURS: [&str; 10] =
+    ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999", "#882255", "#999933"];
 
 impl Chart {
     /// All that must find its place, the ends of the spreads too.
