@@ -159,10 +159,7 @@ impl Fs {
     pub(super) fn register(&self, file: BorrowedFd<'_>) -> Option<NonZeroI32> {
         let slot = self.kernel.with.read();
         let id = slot.as_ref().and_then(|with| match with.register(file) {
-            Ok(id) => {
-                self.watch.ignore(file);
-                Some(id)
-            }
+            Ok(id) => Some(id),
             Err(e) => {
                 tracing::debug!(error = %e, "a file is not passed through");
                 None
@@ -190,6 +187,11 @@ impl Fs {
                 Counters::add(&self.engine.counters.passthrough_opens, 1);
                 // Pages from before are not kept up to date by what the kernel writes beside them.
                 node.pages.store(0, Ordering::Relaxed);
+                if h.writes()
+                    && let Some(v) = &h.file.state.read().version
+                {
+                    self.watch.ignore(v.fd());
+                }
                 IoMode::Passthrough {
                     backing,
                     writes_here: h.writes() && (h.is_sync() || self.has_privileges(&h.file)),

@@ -80,10 +80,14 @@ impl Fs {
     /// The last reference to a descriptor is gone.
     pub fn release(&self, node: u64, fh: u64) {
         if let Some(h) = self.files.remove(fh) {
-            let served = h.kernel.and_then(|_| h.file.state.read().version.clone());
+            let written = if h.is_unseen() { h.file.state.read().version.clone() } else { None };
             if let Some(id) = self.engine.release(&h) {
                 self.unregister(id);
-                served.iter().for_each(|v| self.watch.heed(v.fd()));
+            }
+            if let Some(v) = written
+                && h.file.state.read().unseen == 0
+            {
+                self.watch.heed(v.fd());
             }
             self.reap_if_forgotten(node);
         }

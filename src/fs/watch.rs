@@ -63,7 +63,7 @@ impl Watch {
         dir.told.get() == Some(&DirTold::AtOnce) && !self.lost.load(Ordering::Acquire)
     }
 
-    /// While the kernel serves a file, what it writes there for programs is no change behind the mount.
+    /// While the kernel serves a descriptor that may write, what it writes there is no change behind the mount.
     pub fn ignore(&self, file: BorrowedFd<'_>) {
         if let Some(group) = &self.group {
             // Without it such writes are told of, and found to be none of others when they are looked at.
@@ -71,7 +71,7 @@ impl Watch {
         }
     }
 
-    /// The kernel serves it no more.
+    /// The last such descriptor is released.
     pub fn heed(&self, file: BorrowedFd<'_>) {
         if let Some(group) = &self.group {
             // ENOENT: it was not ignored.
