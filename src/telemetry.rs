@@ -34,6 +34,8 @@ macro_rules! counters {
 counters! {
     /// Versions published by an atomic replace.
     commits,
+    /// Of these, published ahead of the directory's sync, since nobody waited (levels fsync and relaxed).
+    early_publications,
     /// Commits that failed; the previous version stands.
     commit_failures,
     /// fsyncs of files written in place.

@@ -10,6 +10,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::world::{World, still};
+use fsys_mount::backend::Call;
+use fsys_mount::backend::probe::Strategy;
 use fsys_mount::config::policy::{Durability, WriteMode};
 
 const LEVELS: [Durability; 2] = [Durability::Fsync, Durability::Relaxed];
@@ -107,6 +109,35 @@ fn a_backlog_is_committed_before_it_is_full() {
             assert!(Instant::now() < deadline, "{level:?}: half of them are committed without the interval");
             std::thread::sleep(Duration::from_millis(5));
         }
+        w.shutdown().unwrap();
+    }
+}
+
+/// P2 and P4. An operation on names comes after the saves that were acknowledged in its directory, and waits for no flush
+/// of them where the file system keeps that order. Whoever then waits for such a save gets the sync that it still needs.
+#[test]
+fn names_wait_for_the_place_of_a_save_and_not_for_its_flush() {
+    for level in LEVELS {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let w = World::open_as(dir.path(), still(level, WriteMode::Auto), Some(Strategy::OneBarrier));
+        w.save("x", b"old").unwrap();
+        w.drain().unwrap();
+        let before = w.seam.calls().len();
+        let since = || w.seam.calls().split_off(before);
+        w.save("y", b"first").unwrap();
+        w.save("tmp", b"new").unwrap();
+        w.rename("tmp", "x").unwrap();
+        let data_then_names = [Call::WriteOut, Call::WriteOut, Call::LinkStage, Call::LinkStage, Call::Rename];
+        let made: Vec<_> =
+            since().into_iter().filter(|c| !matches!(c, Call::Open | Call::OpenStage | Call::Write)).collect();
+        assert_eq!(made, data_then_names, "{level:?}");
+        assert_eq!(w.on_disk("x").unwrap(), b"new", "{level:?}");
+        let fd = w.open_with("x", libc::O_RDONLY).unwrap();
+        w.fsync(fd).unwrap();
+        assert_eq!(since().contains(&Call::SyncDir), level == Durability::Fsync, "{level:?}: fsync waits there alone");
+        w.release(fd);
+        w.fsync_dir().unwrap();
+        assert!(since().contains(&Call::SyncDir), "{level:?}");
         w.shutdown().unwrap();
     }
 }

@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use common::world::{World, still};
 use fsys_mount::backend::Call;
+use fsys_mount::backend::probe::Strategy;
 use fsys_mount::config::policy::{Durability, WriteMode};
 use fsys_mount::error::Errno;
 
@@ -272,7 +273,8 @@ fn explore(seed: u64, lose: Option<usize>, spoil: impl FnOnce(&Path)) -> Ran {
     config.limits.batch_max = [1, 2, 64][rng.usize(..3)];
     config.limits.pending_max = [1, 2, 512][rng.usize(..3)];
     config.limits.window_us = 0;
-    let w = World::open(dir.path(), config);
+    let strategy = [Strategy::EachFile, Strategy::OneBarrier][rng.usize(..2)];
+    let w = World::open_as(dir.path(), config, Some(strategy));
     let scheduler = Arc::new(Scheduler::default());
     let (gate, clock, ended) = (scheduler.clone(), AtomicU64::new(0), AtomicUsize::new(0));
     w.seam.hook(move |call: Call| {

@@ -217,6 +217,13 @@ impl Backing {
         Self { journal: Some(dir), ..self }
     }
 
+    /// With another strategy than the probe found: for tests, on file systems that lose nothing.
+    #[must_use]
+    pub fn with_strategy(mut self, strategy: probe::Strategy) -> Self {
+        self.probe.strategy = strategy;
+        self
+    }
+
     /// Asks the gate.
     pub fn pass(&self, call: Call) -> Result<Option<usize>, Errno> {
         match self.gate.as_ref().map_or(Verdict::Go, |g| g.before(call)) {

@@ -154,6 +154,11 @@ impl Engine {
         }
     }
 
+    /// Whether data that is flushed by this method only has to be written out before its publication.
+    pub(super) fn is_written_out(&self, method: Method) -> bool {
+        self.flush_of(method) == Flush::WriteOut
+    }
+
     /// Step 1. Copies come first, so that a commit of their target in the same batch flushes them too.
     fn flush_data(&self, ops: &mut [Op]) {
         for op in ops.iter_mut() {
@@ -201,6 +206,7 @@ impl Engine {
 
     /// Step 2.
     fn publish_all(&self, ops: &mut [Op]) {
+        let _order = self.publishing.lock();
         for op in ops.iter_mut().filter(|op| op.alive()) {
             let r = match &op.ticket.work {
                 Work::Publish { version, place, replaces, .. } => {
@@ -220,7 +226,7 @@ impl Engine {
         }
     }
 
-    fn publish(&self, version: &Version, place: &Place, replaces: bool) -> Result<Published, Errno> {
+    pub(super) fn publish(&self, version: &Version, place: &Place, replaces: bool) -> Result<Published, Errno> {
         let dir = self.dir_fd(&place.dir)?;
         let ctime = || rustix::fs::fstat(version.fd()).map(|st| ctime_of(&st));
         let shown = ctime()?;
@@ -369,7 +375,7 @@ impl Engine {
                         self.published_not_durable(place, e);
                     }
                     Counters::add(&self.counters.commits, 1);
-                    self.published(file, version, place, published);
+                    self.published(file, version, place, published, result.is_ok());
                 }
                 (None, Err(e)) => self.commit_failed(file, version, e),
                 (None, Ok(())) => {

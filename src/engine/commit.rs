@@ -85,7 +85,7 @@ impl Engine {
         now >= max
     }
 
-    /// Commits all acknowledged saves, in their order.
+    /// Brings all acknowledged saves into their place, in their order.
     fn relieve(self: Arc<Self>) {
         let owed = |f: Arc<File>| {
             let st = f.state.read();
@@ -96,7 +96,7 @@ impl Engine {
         let files: BTreeMap<_, _> = self.unsettled_files().into_iter().filter_map(owed).collect();
         let files: Vec<_> = files.into_values().collect();
         let me = self.clone();
-        self.pay_all(&files, move |_| me.relieving.store(false, Ordering::Release));
+        self.settle_names(files, Box::new(move || me.relieving.store(false, Ordering::Release)));
     }
 
     /// A descriptor whose version failed stays failed; so does everything when the mount is read-only.
@@ -193,14 +193,13 @@ impl Engine {
             }
             Phase::Orphan => Some((done, Ok(()))),
             Phase::Staged => self.submit_stage(file, st, done),
-            Phase::Clean => match &st.version {
-                Some(v) if !v.is_synced() => {
-                    let work = Work::SyncFile { file: file.clone(), version: v.clone(), data_only };
-                    self.send(work, done);
-                    None
-                }
-                _ => Some((done, Ok(()))),
-            },
+            Phase::Clean => {
+                st.unsynced.take_if(|u| u.0.is_synced_upto(u.1));
+                let dir = st.unsynced.as_ref().map(|u| Work::SyncDir(u.0.clone()));
+                let version = st.version.as_ref().filter(|v| !v.is_synced()).cloned();
+                let content = version.map(|version| Work::SyncFile { file: file.clone(), version, data_only });
+                self.send_all([dir, content].into_iter().flatten().collect(), done)
+            }
         }
     }
 
@@ -234,6 +233,19 @@ impl Engine {
         None
     }
 
+    /// Queues operations that are answered together; gives the answer back when there are none.
+    fn send_all(self: &Arc<Self>, work: Vec<Work>, done: Done) -> Answer {
+        if work.is_empty() {
+            return Some((done, Ok(())));
+        }
+        let all = Countdown::new(work.len(), move |r| done.answer(r));
+        for work in work {
+            let all = all.clone();
+            self.send(work, Done::new(move |r| all.one(r)));
+        }
+        None
+    }
+
     /// Queues an operation. When the queue is full, the program that waits for the answer waits for a place too; the
     /// thread that serves the kernel goes on.
     pub fn send(self: &Arc<Self>, work: Work, done: Done) {
@@ -250,15 +262,17 @@ impl Engine {
         }
     }
 
-    /// Runs `work` when the commit of the file that runs now has ended; at once when none runs.
-    pub fn park(&self, file: &File, work: Parked) {
+    /// Runs `work` when the commit of the file that runs now has ended, and a version that was acknowledged is in its
+    /// place; at once when there is neither.
+    pub fn park(self: &Arc<Self>, file: &File, work: Parked) {
         let mut st = file.state.write();
         if st.phase == Phase::Committing {
             st.waiting.get_mut().get_or_insert_default().parked.push(work);
-        } else {
-            drop(st);
-            self.workers.run(work);
+            return;
         }
+        let dirs = if st.owes_version() { st.owed_in.to_vec() } else { Vec::new() };
+        drop(st);
+        self.settle_names(self.acknowledged_in(&dirs.iter().collect::<Vec<_>>()), work);
     }
 
     /// Commits a file, after what was acknowledged before in its directory: `done` gets the result.
@@ -269,11 +283,7 @@ impl Engine {
 
     /// Commits what is owed of all files and then calls `then` with the first error, if any.
     pub fn pay_all(self: &Arc<Self>, files: &[Arc<File>], then: impl FnOnce(Outcome) + Send + 'static) {
-        let all = Arc::new(Countdown {
-            left: AtomicUsize::new(files.len() + 1),
-            first: Mutex::new(Ok(())),
-            then: Mutex::new(Some(Box::new(then))),
-        });
+        let all = Countdown::new(files.len() + 1, then);
         for file in files {
             let all = all.clone();
             self.commit_if(file, State::owes, Done::new(move |r| all.one(r)));
@@ -310,8 +320,15 @@ impl Engine {
         found.into_values().collect()
     }
 
-    /// The dispatcher published the version: it is the committed one now.
-    pub(super) fn published(&self, file: &Arc<File>, version: &Arc<Version>, place: &Place, new: Published) {
+    /// The version was published: it is the committed one now. `synced`: and its directory was synced since.
+    pub(super) fn published(
+        &self,
+        file: &Arc<File>,
+        version: &Arc<Version>,
+        place: &Place,
+        new: Published,
+        synced: bool,
+    ) {
         let mut st = file.state.write();
         let old = st.id.replace(version.id);
         st.anchor = Some(new.anchor);
@@ -322,6 +339,7 @@ impl Engine {
             return;
         }
         st.paid();
+        st.unsynced = (!synced).then(|| Box::new((place.dir.clone(), place.dir.changes())));
         version.mark_synced(version.changes.load(Ordering::Acquire));
         self.end_stage(version);
         // In this order: a lookup that read the old identity sees the new count and starts again.
@@ -454,6 +472,11 @@ struct Countdown {
 }
 
 impl Countdown {
+    /// Calls `then` with the first error, if any, after `n` results.
+    fn new(n: usize, then: impl FnOnce(Outcome) + Send + 'static) -> Arc<Self> {
+        Arc::new(Self { left: AtomicUsize::new(n), first: Mutex::new(Ok(())), then: Mutex::new(Some(Box::new(then))) })
+    }
+
     fn one(&self, r: Outcome) {
         if r.is_err() {
             let mut first = self.first.lock();

@@ -204,6 +204,11 @@ impl Dir {
         *self.fd.lock() = Some(fd);
     }
 
+    /// Whether the changes up to `upto` are durable.
+    pub fn is_synced_upto(&self, upto: u64) -> bool {
+        self.synced.load(Ordering::Acquire) >= upto
+    }
+
     /// Whether all name operations that a program was told of are durable.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire) >= self.acknowledged.load(Ordering::Acquire)

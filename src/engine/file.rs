@@ -167,6 +167,8 @@ pub struct State {
     pub owed_nth: u64,
     /// The policy of the newest open.
     pub policy: Policy,
+    /// The committed version is in place, and durable once this directory is synced up to this change of it.
+    pub unsynced: Option<Box<(Arc<Dir>, u64)>>,
     /// Commits that failed; a descriptor opened before the last failure stays failed.
     pub failures: u32,
     /// Waiting for the commit that runs. The lock is never taken: it makes the state shareable.
@@ -350,6 +352,7 @@ impl State {
             unflushed: 0,
             owed_in: Box::default(),
             owed_nth: 0,
+            unsynced: None,
             policy: Policy::default(),
             failures: 0,
             waiting: Mutex::default(),

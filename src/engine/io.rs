@@ -65,8 +65,6 @@ impl Engine {
             return Access::Wait;
         }
         if truncates && st.owes_version() {
-            drop(st);
-            self.commit_quietly(file, State::owes_version);
             return Access::Wait;
         }
         if let Err(e) = self.ensure_version(&mut st, writes || truncates) {
@@ -228,8 +226,6 @@ impl Engine {
                 return Access::Wait;
             }
             if st.owes_version() {
-                drop(st);
-                self.commit_quietly(file, State::owes_version);
                 return Access::Wait;
             }
             let r = self.ensure_version(&mut st, true).and_then(|()| self.truncate_all(file, &mut st, policy, kill));
@@ -254,8 +250,6 @@ impl Engine {
             return Access::Wait;
         }
         if st.owes_version() {
-            drop(st);
-            self.commit_quietly(file, State::owes_version);
             return Access::Wait;
         }
         let overlay = st.phase == Phase::Clean && policy.mode == WriteMode::Journal;
@@ -369,8 +363,6 @@ impl Engine {
                     return Access::Wait;
                 }
                 if st.owes_version() {
-                    drop(st);
-                    self.commit_quietly(&h.file, State::owes_version);
                     return Access::Wait;
                 }
                 let other = Self::wants_stage(h, &st) || Self::wants_overlay(h, &st);

@@ -17,6 +17,7 @@ mod batch;
 mod commit;
 pub mod dir;
 pub mod dispatch;
+mod early;
 pub mod file;
 pub mod io;
 mod journal;
@@ -106,8 +107,10 @@ pub struct Engine {
     workers: workers::Workers,
     dir_fds: DirFds,
     unsettled: Mutex<HashMap<u64, Arc<File>>>,
-    /// Commits of the backlog run that nobody waits for.
+    /// The backlog is being worked off, with nobody waiting.
     relieving: AtomicBool,
+    /// Held while versions are published, by the dispatcher or early: each of them finishes what it began.
+    publishing: Mutex<()>,
     /// Files with descriptors through which the kernel writes unseen.
     unseen: Mutex<HashMap<u64, Arc<File>>>,
     dirty_dirs: Mutex<HashMap<u64, Arc<Dir>>>,
@@ -159,6 +162,7 @@ impl Engine {
             dir_fds: DirFds::new(DIR_FDS),
             unsettled: Mutex::default(),
             relieving: AtomicBool::new(false),
+            publishing: Mutex::default(),
             unseen: Mutex::default(),
             dirty_dirs: Mutex::default(),
             observer: OnceLock::new(),

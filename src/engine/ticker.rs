@@ -20,11 +20,13 @@ impl Engine {
     pub(super) fn tick_until(self: &Arc<Self>, stop: &Receiver<()>) {
         let interval = || self.config().limits.commit_interval();
         let period = || (interval() / 5).clamp(Duration::from_millis(5), Duration::from_secs(1));
-        let mut names_due = Instant::now() + interval();
+        // Half an interval: what is published early waited for a part of it already.
+        let names_interval = || interval() / 2;
+        let mut names_due = Instant::now() + names_interval();
         while stop.recv_timeout(period()) == Err(RecvTimeoutError::Timeout) {
             // It can have changed meanwhile.
             let interval = interval();
-            names_due = names_due.min(Instant::now() + interval);
+            names_due = names_due.min(Instant::now() + names_interval());
             self.look_at_unseen(false);
             let now = self.now_ms();
             let due = |st: &State| is_due(st, now, interval.as_millis() as u64);
@@ -32,7 +34,7 @@ impl Engine {
                 self.commit_quietly(file, due);
             }
             if Instant::now() >= names_due {
-                names_due = Instant::now() + interval;
+                names_due = Instant::now() + names_interval();
                 self.sync_names();
                 self.checkpoint_soon();
             }

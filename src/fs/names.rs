@@ -112,16 +112,14 @@ impl Fs {
         })
     }
 
-    /// Runs `again` when the saves that were acknowledged in these directories are committed: they come first.
+    /// Runs `again` when the saves that were acknowledged in these directories are in their place: they come first.
     /// Gives it back when there are none.
     pub(super) fn after_saves<F: FnOnce() + Send + 'static>(&self, dirs: &[&Arc<Dir>], again: F) -> Option<F> {
         let first = self.engine.acknowledged_in(dirs);
         if first.is_empty() {
             return Some(again);
         }
-        let engine = self.engine.clone();
-        // A failed save is reported where it belongs; it does not stop an operation on another name.
-        self.engine.pay_all(&first, move |_| engine.run_later(Box::new(again)));
+        self.engine.settle_names(first, Box::new(again));
         None
     }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use fsys_mount::backend::probe::Strategy;
 use fsys_mount::backend::{Backing, Call, Gate, Verdict};
 use fsys_mount::config::Config;
 use fsys_mount::config::policy::{Durability, WriteMode};
@@ -170,6 +171,11 @@ pub struct World {
 impl World {
     /// Recovers the backing directory and goes to work on it, as a mount does.
     pub fn open(root: &Path, config: Config) -> Self {
+        Self::open_as(root, config, None)
+    }
+
+    /// As on a file system with this strategy.
+    pub fn open_as(root: &Path, config: Config, strategy: Option<Strategy>) -> Self {
         let layout = lock(root);
         recover::recover(&layout, false).unwrap();
         let own = |fd: BorrowedFd<'_>| -> OwnedFd { fd.try_clone_to_owned().unwrap() };
@@ -177,6 +183,10 @@ impl World {
         let gate: Arc<dyn Gate> = seam.clone();
         let backing = Backing::open(own(layout.root()), own(layout.staging()), own(layout.failed()), Some(gate));
         let backing = backing.unwrap().with_journal(own(layout.journal()));
+        let backing = match strategy {
+            Some(s) => backing.with_strategy(s),
+            None => backing,
+        };
         let fs = Fs::new(Engine::start(backing, config).unwrap()).unwrap();
         Self { fs, seam, root: root.into(), _layout: layout }
     }
