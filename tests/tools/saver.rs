@@ -39,6 +39,10 @@ enum Style {
     FsysAuto,
     /// The same by fsync(2).
     FsysSync,
+    /// Delivery into a Maildir: a new file in `tmp`, fsync, rename into `new`.
+    Mail,
+    /// The same, and an fsync of `new`.
+    MailSynced,
 }
 
 /// What a writer does when a call fails.
@@ -254,7 +258,7 @@ fn run_writer(args: &Args, index: u32) -> io::Result<ExitCode> {
             table.begin(id, version.seq)?;
         }
         let before = Instant::now();
-        match save(args.style, by_crate.as_ref(), &dir, id, &content) {
+        match save(args.style, by_crate.as_ref(), &dir, &version, &content) {
             Ok(()) => {
                 if let Some(table) = &table {
                     table.acknowledge(id, version.seq)?;
@@ -289,12 +293,19 @@ fn handle(style: Style) -> Option<fsys_crate::Result<fsys_crate::Handle>> {
     let method = match style {
         Style::FsysAuto => fsys_crate::Method::Auto,
         Style::FsysSync => fsys_crate::Method::Sync,
-        Style::Naive | Style::Dance | Style::InPlace | Style::Append => return None,
+        _ => return None,
     };
     Some(fsys_crate::builder().method(method).build())
 }
 
-fn save(style: Style, handle: Option<&fsys_crate::Handle>, dir: &Path, id: u32, content: &[u8]) -> io::Result<()> {
+fn save(
+    style: Style,
+    handle: Option<&fsys_crate::Handle>,
+    dir: &Path,
+    version: &Version,
+    content: &[u8],
+) -> io::Result<()> {
+    let id = version.id;
     let path = dir.join(file_name(id));
     match style {
         Style::Naive => {
@@ -329,6 +340,16 @@ fn save(style: Style, handle: Option<&fsys_crate::Handle>, dir: &Path, id: u32, 
         Style::FsysAuto | Style::FsysSync => {
             let handle = handle.ok_or_else(|| io::Error::other("no handle of the crate"))?;
             handle.write(path, content).map_err(io::Error::other)
+        }
+        Style::Mail | Style::MailSynced => {
+            let (name, new) = (format!("{}.{}", version.seq, file_name(id)), dir.join("new"));
+            let temp = dir.join("tmp").join(&name);
+            let mut file = OpenOptions::new().write(true).create_new(true).open(&temp)?;
+            write_pieces(&mut file, content)?;
+            file.sync_all()?;
+            close(file)?;
+            std::fs::rename(&temp, new.join(name))?;
+            if matches!(style, Style::MailSynced) { File::open(new)?.sync_all() } else { Ok(()) }
         }
     }
 }
