@@ -31,11 +31,11 @@ fn a_debt_never_publishes_half_of_the_next_save() {
             let fd = w.open_with("x", libc::O_RDWR | flags).unwrap();
             w.write_all(fd, 0, b"half of").unwrap();
             // Whatever pays debts: the ticker, a sync of the directory, a rename of something else.
-            w.fsync_dir().unwrap();
+            w.drain().unwrap();
             assert_eq!(w.on_disk("x").unwrap(), b"the first version", "{level:?} {flags:o}");
             w.write_all(fd, 7, b" a longer version").unwrap();
             w.close(fd).unwrap();
-            w.fsync_dir().unwrap();
+            w.drain().unwrap();
             assert_eq!(w.on_disk("x").unwrap(), b"half of a longer version", "{level:?} {flags:o}");
             w.shutdown().unwrap();
         }
@@ -49,10 +49,10 @@ fn a_debt_after_an_fsync_that_does_not_wait_is_one_too() {
     w.write_all(fd, 0, b"one").unwrap();
     w.fsync(fd).unwrap();
     w.write_all(fd, 3, b", two").unwrap();
-    w.fsync_dir().unwrap();
+    w.drain().unwrap();
     assert_eq!(w.on_disk("x").unwrap(), b"one");
     w.close(fd).unwrap();
-    w.fsync_dir().unwrap();
+    w.drain().unwrap();
     assert_eq!(w.on_disk("x").unwrap(), b"one, two");
     w.shutdown().unwrap();
 }
@@ -83,7 +83,7 @@ fn a_truncation_by_name_does_not_publish_what_another_program_writes() {
         let fd = w.open_with("x", libc::O_RDWR | libc::O_TRUNC).unwrap();
         w.write_all(fd, 0, b"half").unwrap();
         w.truncate_name("x", size).unwrap();
-        w.fsync_dir().unwrap();
+        w.drain().unwrap();
         assert_eq!(w.on_disk("x").unwrap(), b"old");
         w.close(fd).unwrap();
         w.shutdown().unwrap();
@@ -136,7 +136,7 @@ fn names_wait_for_the_place_of_a_save_and_not_for_its_flush() {
         w.fsync(fd).unwrap();
         assert_eq!(since().contains(&Call::SyncDir), level == Durability::Fsync, "{level:?}: fsync waits there alone");
         w.release(fd);
-        w.fsync_dir().unwrap();
+        w.drain().unwrap();
         assert!(since().contains(&Call::SyncDir), "{level:?}");
         w.shutdown().unwrap();
     }

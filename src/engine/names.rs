@@ -257,15 +257,16 @@ impl Engine {
 
     /// fsync(2) of a directory: names that programs were told of are committed first. Finds nothing left to do when
     /// a commit synced the directory since the last change that anybody was told of. That matters: the kernel locks the
-    /// directory for this call, and everybody else who creates or renames there waits.
-    pub fn sync_dir(self: &Arc<Self>, dir: &Arc<Dir>, done: super::dispatch::Done) {
-        let first = self.acknowledged_in(&[dir]);
+    /// directory for this call, and everybody else who creates or renames there waits. Without `waits` (level `relaxed`)
+    /// only the error of an earlier save is told.
+    pub fn sync_dir(self: &Arc<Self>, dir: &Arc<Dir>, waits: bool, done: super::dispatch::Done) {
+        let first = if waits { self.acknowledged_in(&[dir]) } else { Vec::new() };
         let (me, dir, lost_too) = (self.clone(), dir.clone(), dir.clone());
         let sync = move |done: super::dispatch::Done| {
             let lost = dir.lost.lock().take();
             if let Some(e) = lost {
                 done.answer(Err(CommitError::at(Step::Publish, Fault::Os(e))));
-            } else if dir.is_synced() {
+            } else if !waits || dir.is_synced() {
                 done.answer(Ok(()));
             } else {
                 me.send(super::dispatch::Work::SyncDir(dir), done);

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::{Entry, Fs, IoMode, Opened, Reply};
 use crate::backend::FileId;
+use crate::config::policy::Durability;
 use crate::engine::dir::Dir;
 use crate::engine::dispatch::Done;
 
@@ -184,8 +185,11 @@ impl Fs {
 
     /// fsync(2) of a directory.
     pub fn fsyncdir(&self, node: u64, reply: Reply<()>) {
-        match self.dir(node) {
-            Ok(dir) => self.engine.sync_dir(&dir, Done::new(move |r| reply.send(r.map_err(|e| e.errno())))),
+        match self.node(node).and_then(|at| Ok((self.policy_of(&at).durability, self.dir(node)?))) {
+            Ok((level, dir)) => {
+                let waits = level != Durability::Relaxed;
+                self.engine.sync_dir(&dir, waits, Done::new(move |r| reply.send(r.map_err(|e| e.errno()))));
+            }
             Err(e) => reply.send(Err(e)),
         }
     }

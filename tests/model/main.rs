@@ -17,6 +17,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use common::world::{Fd, World, quiet_panics, still};
+use fsys_mount::backend::probe::Strategy;
 use fsys_mount::config::policy::{Durability, WriteMode};
 use fsys_mount::error::Errno;
 use ops::{Op, level, mode, ops};
@@ -116,7 +117,7 @@ type Checked = Result<(), TestCaseError>;
 
 impl<'a> Both<'a> {
     fn new(root: &'a Path, level: Durability, mode: WriteMode) -> Self {
-        let world = Some(World::open(root, still(level, mode)));
+        let world = Some(World::open_as(root, still(level, mode), Some(Strategy::OneBarrier)));
         let (inodes, names, slots) = (vec![], BTreeMap::new(), [None; SLOTS]);
         Self { root, level, mode, world, inodes, names, slots, stamp: 0, kills: 0 }
     }
@@ -174,7 +175,9 @@ impl<'a> Both<'a> {
             Op::Link { from, to } => self.link(NAMES[from], NAMES[to]),
             Op::SyncDir => {
                 prop_assert_eq!(self.w().fsync_dir(), Ok(()));
-                self.commit_owed();
+                if self.level != Durability::Relaxed {
+                    self.commit_owed();
+                }
                 Ok(())
             }
             Op::Drain => {
@@ -456,7 +459,7 @@ impl<'a> Both<'a> {
         let strange: Vec<_> = others.iter().filter(|n| known.clone().all(|k| *n != k)).collect();
         prop_assert!(strange.is_empty(), "left in the user's tree: {strange:?}");
         (self.inodes, self.names) = (inodes, names);
-        self.world = Some(World::open(self.root, still(self.level, self.mode)));
+        self.world = Some(World::open_as(self.root, still(self.level, self.mode), Some(Strategy::OneBarrier)));
         let staging = self.w().internal("staging");
         prop_assert!(staging.is_empty(), "recovery leaves {staging:?}");
         Ok(())
