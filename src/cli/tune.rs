@@ -23,6 +23,8 @@ use crate::tuning::scratch::Scratch;
 
 /// A run of a trial: long enough for what waits for the commit interval or `pending_max` to come into play.
 const TRIAL: Duration = Duration::from_secs(1);
+/// The median of so many runs is the forecast.
+const TRIAL_ROUNDS: usize = 5;
 /// Files of the groups whose flushes are compared.
 const GROUP: usize = 16;
 /// Writers that keep the daemon busy.
@@ -183,7 +185,13 @@ fn measure(backing: &Path, args: &Args) -> Result<Report> {
         }
         let options = format!("durability={durability},method={},window_us={window_us}", name_of(&best.0));
         mounted(&data, &mnt, &options, || {
-            writers.iter().map(|n| rate(&mnt, &Shape { writers: *n, size, style }, TRIAL, u64::MAX).map(Some)).collect()
+            // By turns, so that what disturbs the machine for a few seconds does not meet all runs of one number.
+            let run =
+                |n: &usize| load::run(&mnt, &Shape { writers: *n, size, style }, TRIAL, u64::MAX).map(|s| s.per_s);
+            let round = |_| writers.iter().map(run).collect::<std::io::Result<Vec<_>>>();
+            let rounds = (0..TRIAL_ROUNDS).map(round).collect::<std::io::Result<Vec<_>>>();
+            let rounds = rounds.map_err(|e| not_measured(&mnt, &e))?;
+            Ok((0..writers.len()).map(|i| Some(middle(rounds.iter().map(|r| r[i]).collect()))).collect())
         })
     };
     let waiting = trial("close", Style::Rewrite)?;
@@ -238,9 +246,13 @@ fn front(data: &Path, mnt: &Path, size: usize, lone_us: f64) -> Result<Front> {
 /// Saves per second. The median of three runs: something else on the machine spoils one.
 fn rate(dir: &Path, shape: &Shape, time: Duration, most: u64) -> Result<f64> {
     let run = |_| load::run(dir, shape, time, most).map(|s| s.per_s);
-    let mut rates = (0..3).map(run).collect::<std::io::Result<Vec<_>>>().map_err(|e| not_measured(dir, &e))?;
+    Ok(middle((0..3).map(run).collect::<std::io::Result<Vec<_>>>().map_err(|e| not_measured(dir, &e))?))
+}
+
+/// The median of an odd number.
+fn middle(mut rates: Vec<f64>) -> f64 {
     rates.sort_by(f64::total_cmp);
-    Ok(rates[1])
+    rates[rates.len() / 2]
 }
 
 /// Does something with a mount, and unmounts.
