@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::batch::Published;
 use super::dir::{Dir, Place};
 use super::dispatch::{Cause, CommitError, Done, Outcome, Step, Ticket, Work};
-use super::file::{File, Handle, Parked, State, Version};
+use super::file::{File, Handle, Parked, State, Version, owed_so_far};
 use super::state::{Event, Phase};
 use super::{Behind, Engine};
 use crate::backend::{Fault, contain};
@@ -87,9 +87,10 @@ impl Engine {
 
     /// Brings all acknowledged saves into their place, in their order.
     fn relieve(self: Arc<Self>) {
+        let so_far = owed_so_far();
         let owed = |f: Arc<File>| {
             let st = f.state.read();
-            let nth = st.owes().then_some(st.owed_nth);
+            let nth = (st.owes() && st.owed_nth < so_far).then_some(st.owed_nth);
             drop(st);
             nth.map(|nth| (nth, f))
         };
@@ -295,6 +296,7 @@ impl Engine {
     /// the acknowledgements: they come before any operation on names there. One with links elsewhere brings along what
     /// comes before it there.
     pub fn acknowledged_in(&self, dirs: &[&Arc<Dir>]) -> Vec<Arc<File>> {
+        let so_far = owed_so_far();
         if dirs.iter().all(|d| d.owed.load(Ordering::Acquire) == 0) {
             return Vec::new();
         }
@@ -309,7 +311,7 @@ impl Engine {
             let staged: Vec<_> = dir.staged.lock().values().cloned().collect();
             for file in staged {
                 let st = file.state.read();
-                if st.owes() {
+                if st.owes() && st.owed_nth < so_far {
                     let more = st.owed_in.iter().filter(|d| !dirs.iter().any(|known| Arc::ptr_eq(d, known)));
                     let more: Vec<_> = more.cloned().collect();
                     dirs.extend(more);

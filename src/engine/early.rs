@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
@@ -40,11 +41,16 @@ enum Taken {
 }
 
 impl Engine {
+    /// Whether the file system keeps the order that an early publication needs.
+    pub(super) fn publishes_early(&self) -> bool {
+        self.backing.probe().strategy == Strategy::OneBarrier
+    }
+
     /// Brings the acknowledged saves of these files into their place, in this order, and then runs `then` on a worker.
     /// They are published where that is enough, and committed otherwise.
     pub fn settle_names(self: &Arc<Self>, files: Vec<Arc<File>>, then: Parked) {
         let me = self.clone();
-        if self.backing.probe().strategy == Strategy::OneBarrier {
+        if self.publishes_early() {
             self.workers.run(Box::new(move || me.publish_early(files.into(), then)));
         } else {
             // A failed save is reported where it belongs; it does not stop an operation on another name.
@@ -90,7 +96,7 @@ impl Engine {
             return Taken::Elsewhere;
         };
         // The directory is synced within half an interval: an older version would be durable too late.
-        let age = self.now_ms().saturating_sub(version.dirty_ms.load(std::sync::atomic::Ordering::Relaxed));
+        let age = self.now_ms().saturating_sub(version.dirty_ms.load(Ordering::Relaxed));
         let late = u128::from(age) > self.config().limits.commit_interval().as_millis() * 3 / 10;
         let special = version.overlaid().is_some() || version.taint.lock().is_some() || self.writable().is_err();
         if late || special || !self.is_written_out(st.policy.method) || st.go(Event::Submit).is_err() {

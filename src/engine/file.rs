@@ -188,6 +188,12 @@ impl std::fmt::Debug for State {
 /// Changes that were acknowledged so far, of all directories: the order of the debts.
 static OWED: AtomicU64 = AtomicU64::new(0);
 
+/// The next number of [`State::owed_nth`]. Who collects debts takes it first and leaves out what came since: looking at
+/// one file after the other, a later debt can be found and an earlier one missed.
+pub(super) fn owed_so_far() -> u64 {
+    OWED.load(Ordering::Acquire)
+}
+
 impl State {
     /// Changes the phase, or reports the bug.
     pub fn go(&mut self, e: Event) -> Result<(), Errno> {

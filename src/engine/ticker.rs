@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::Engine;
 use super::dispatch::{Done, Work};
-use super::file::{File, State};
+use super::file::{File, State, owed_so_far};
 use super::state::Phase;
 
 /// A version whose program keeps it open is committed when it was quiet for one interval, or after this many
@@ -20,8 +20,8 @@ impl Engine {
     pub(super) fn tick_until(self: &Arc<Self>, stop: &Receiver<()>) {
         let interval = || self.config().limits.commit_interval();
         let period = || (interval() / 5).clamp(Duration::from_millis(5), Duration::from_secs(1));
-        // Half an interval: what is published early waited for a part of it already.
-        let names_interval = || interval() / 2;
+        // What is published early waited for a part of the interval already.
+        let names_interval = || if self.publishes_early() { interval() / 2 } else { interval() };
         let mut names_due = Instant::now() + names_interval();
         while stop.recv_timeout(period()) == Err(RecvTimeoutError::Timeout) {
             // It can have changed meanwhile.
@@ -43,8 +43,10 @@ impl Engine {
 
     /// With whatever was acknowledged before in its directory; the file itself if it is `still` to be committed then.
     pub(super) fn commit_quietly(self: &Arc<Self>, file: &Arc<File>, still: impl Fn(&State) -> bool) {
+        let so_far = owed_so_far();
         self.submit_owed(file);
-        self.commit_if(file, still, Done::nobody());
+        // Acknowledged since, perhaps after another that is not submitted yet: its turn comes again.
+        self.commit_if(file, |st| still(st) && !(st.owes() && st.owed_nth >= so_far), Done::nobody());
     }
 
     /// Submits a sync of every directory with names that are not durable yet.
