@@ -6,7 +6,8 @@
 
 mod common;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use common::world::{World, still};
@@ -140,4 +141,41 @@ fn names_wait_for_the_place_of_a_save_and_not_for_its_flush() {
         assert!(since().contains(&Call::SyncDir), "{level:?}");
         w.shutdown().unwrap();
     }
+}
+
+/// P4. What pays a debt finds that the file was committed meanwhile and owes its next version: that one comes after others
+/// that were acknowledged in between.
+#[test]
+fn a_debt_is_not_taken_for_the_one_before_it() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let w = World::open_as(dir.path(), still(Durability::Relaxed, WriteMode::Auto), Some(Strategy::OneBarrier));
+    for name in ["one", "two"] {
+        w.save(name, b"to be removed").unwrap();
+    }
+    w.drain().unwrap();
+    let (links, (arrived_tx, arrived), (go, going)) = (AtomicUsize::new(0), mpsc::channel(), mpsc::channel());
+    let (arrived_tx, going) = (Mutex::new(arrived_tx), Mutex::new(going));
+    w.seam.hook(move |call| {
+        if call == Call::LinkStage && links.fetch_add(1, Ordering::AcqRel) == 1 {
+            arrived_tx.lock().unwrap().send(()).unwrap();
+            going.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap();
+        }
+    });
+    w.save("b", b"first").unwrap();
+    w.save("c", b"first").unwrap();
+    // Both removals have to pay for `b` and `c`; the first of them stands between the two.
+    let removals = [w.begin_unlink("one"), w.begin_unlink("two")];
+    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert_eq!(w.on_disk("b").unwrap(), b"first");
+    w.save("a", b"before the second b").unwrap();
+    let b = w.open_with("b", libc::O_RDWR | libc::O_TRUNC).unwrap();
+    w.write_all(b, 0, b"second").unwrap();
+    w.close(b).unwrap();
+    go.send(()).unwrap();
+    for removed in removals {
+        removed.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
+    }
+    assert!(w.on_disk("a").is_some() || w.on_disk("b").unwrap() == b"first", "the second b is there without a");
+    w.shutdown().unwrap();
+    assert_eq!(w.on_disk("b").unwrap(), b"second");
 }

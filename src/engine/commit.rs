@@ -1,12 +1,12 @@
 //! From a program's close or fsync to a ticket, and from the dispatcher's result back to the file's state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroI32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLockWriteGuard};
 use rustix::io::Errno;
 
 use super::batch::Published;
@@ -25,6 +25,24 @@ pub(super) type Answer = Option<(Done, Outcome)>;
 pub(super) fn give(a: Answer) {
     if let Some((done, r)) = a {
         done.answer(r);
+    }
+}
+
+/// Acknowledged saves whose commit is still to come, in the order of the acknowledgements.
+///
+/// Each is looked at again when its turn comes: meanwhile it may have been committed and owe its next version, which
+/// comes after others that are not among these.
+#[derive(Debug)]
+pub struct Debts {
+    pub(super) files: VecDeque<Arc<File>>,
+    /// All are older than the debt with this number ([`State::owed_nth`]).
+    pub(super) so_far: u64,
+}
+
+impl Debts {
+    /// Whether nothing is owed.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
     }
 }
 
@@ -49,10 +67,7 @@ impl Engine {
 
     fn commit_handle(self: &Arc<Self>, h: &Handle, waits: bool, data_only: bool, done: Done) {
         let submits = waits || self.backlog_full();
-        if submits {
-            self.submit_owed(&h.file);
-        }
-        let mut st = h.file.state.write();
+        let mut st = if submits { self.write_in_order(&h.file) } else { h.file.state.write() };
         if let Err(e) = self.check_handle(h, &st) {
             drop(st);
             return done.answer(Err(CommitError::at(Step::Queue, Fault::Os(e))));
@@ -90,14 +105,14 @@ impl Engine {
         let so_far = owed_so_far();
         let owed = |f: Arc<File>| {
             let st = f.state.read();
-            let nth = (st.owes() && st.owed_nth < so_far).then_some(st.owed_nth);
+            let nth = st.owes_before(so_far).then_some(st.owed_nth);
             drop(st);
             nth.map(|nth| (nth, f))
         };
         let files: BTreeMap<_, _> = self.unsettled_files().into_iter().filter_map(owed).collect();
-        let files: Vec<_> = files.into_values().collect();
+        let debts = Debts { files: files.into_values().collect(), so_far };
         let me = self.clone();
-        self.settle_names(files, Box::new(move || me.relieving.store(false, Ordering::Release)));
+        self.settle_names(debts, Box::new(move || me.relieving.store(false, Ordering::Release)));
     }
 
     /// A descriptor whose version failed stays failed; so does everything when the mount is read-only.
@@ -161,20 +176,38 @@ impl Engine {
         }
     }
 
-    /// Submits the acknowledged saves of a file's directories in their order, so that a later one there does not overtake
-    /// them. They share its batch, so they cost no flush. The file itself keeps its place among them. Called without any
-    /// state locked.
-    pub(super) fn submit_owed(self: &Arc<Self>, file: &File) {
-        let dirs: Vec<_> = file.state.read().names.iter().map(|p| p.dir.clone()).collect();
-        for other in self.acknowledged_in(&dirs.iter().collect::<Vec<_>>()) {
-            self.commit_if(&other, State::owes, Done::nobody());
+    /// Locks a file that is to be submitted, once the acknowledged saves of its directories are, in their order: so it
+    /// does not overtake them. They share its batch, so they cost no flush. The file itself keeps its place among them.
+    /// Called without any state locked.
+    pub(super) fn write_in_order<'a>(self: &Arc<Self>, file: &'a File) -> RwLockWriteGuard<'a, State> {
+        loop {
+            let dirs: Vec<_> = file.state.read().names.iter().map(|p| p.dir.clone()).collect();
+            let debts = self.acknowledged_in(&dirs.iter().collect::<Vec<_>>());
+            let so_far = debts.so_far;
+            for other in &debts.files {
+                self.commit_if(other, |st| st.owes_before(so_far), Done::nobody());
+            }
+            let st = file.state.write();
+            // Acknowledged only now, it may come after others that were not looked for.
+            if !st.owes() || st.owed_nth < so_far {
+                return st;
+            }
         }
     }
 
     /// Submits what is not durable of the file, if `still` holds: since the caller looked, the file may have been committed
     /// and a program be in the middle of its next version. Joins a commit that runs.
     pub(super) fn commit_if(self: &Arc<Self>, file: &Arc<File>, still: impl Fn(&State) -> bool, done: Done) {
-        let mut st = file.state.write();
+        self.submit_if(file, file.state.write(), still, done);
+    }
+
+    fn submit_if(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        mut st: RwLockWriteGuard<'_, State>,
+        still: impl Fn(&State) -> bool,
+        done: Done,
+    ) {
         let answer = if st.phase == Phase::Committing || still(&st) {
             self.submit(file, &mut st, false, done)
         } else {
@@ -278,27 +311,30 @@ impl Engine {
 
     /// Commits a file, after what was acknowledged before in its directory: `done` gets the result.
     pub fn commit(self: &Arc<Self>, file: &Arc<File>, done: Done) {
-        self.submit_owed(file);
-        self.commit_if(file, |_| true, done);
+        self.submit_if(file, self.write_in_order(file), |_| true, done);
     }
 
-    /// Commits what is owed of all files and then calls `then` with the first error, if any.
-    pub fn pay_all(self: &Arc<Self>, files: &[Arc<File>], then: impl FnOnce(Outcome) + Send + 'static) {
-        let all = Countdown::new(files.len() + 1, then);
-        for file in files {
+    /// As [`Engine::commit`], if the file is `still` to be committed then; nobody waits.
+    pub(super) fn commit_quietly(self: &Arc<Self>, file: &Arc<File>, still: impl Fn(&State) -> bool) {
+        self.submit_if(file, self.write_in_order(file), still, Done::nobody());
+    }
+
+    /// Commits what is owed and then calls `then` with the first error, if any.
+    pub fn pay_all(self: &Arc<Self>, debts: Debts, then: impl FnOnce(Outcome) + Send + 'static) {
+        let all = Countdown::new(debts.files.len() + 1, then);
+        for file in debts.files {
             let all = all.clone();
-            self.commit_if(file, State::owes, Done::new(move |r| all.one(r)));
+            self.commit_if(&file, |st| st.owes_before(debts.so_far), Done::new(move |r| all.one(r)));
         }
         all.one(Ok(()));
     }
 
-    /// The files in these directories whose close was acknowledged and whose commit is still to come, in the order of
-    /// the acknowledgements: they come before any operation on names there. One with links elsewhere brings along what
-    /// comes before it there.
-    pub fn acknowledged_in(&self, dirs: &[&Arc<Dir>]) -> Vec<Arc<File>> {
+    /// The acknowledged saves in these directories whose commit is still to come: they come before any operation on
+    /// names there. A file with links elsewhere brings along what comes before it there.
+    pub fn acknowledged_in(&self, dirs: &[&Arc<Dir>]) -> Debts {
         let so_far = owed_so_far();
         if dirs.iter().all(|d| d.owed.load(Ordering::Acquire) == 0) {
-            return Vec::new();
+            return Debts { files: VecDeque::new(), so_far };
         }
         let mut dirs: Vec<Arc<Dir>> = dirs.iter().map(|d| (*d).clone()).collect();
         let mut found: BTreeMap<u64, Arc<File>> = BTreeMap::new();
@@ -311,7 +347,7 @@ impl Engine {
             let staged: Vec<_> = dir.staged.lock().values().cloned().collect();
             for file in staged {
                 let st = file.state.read();
-                if st.owes() && st.owed_nth < so_far {
+                if st.owes_before(so_far) {
                     let more = st.owed_in.iter().filter(|d| !dirs.iter().any(|known| Arc::ptr_eq(d, known)));
                     let more: Vec<_> = more.cloned().collect();
                     dirs.extend(more);
@@ -319,7 +355,7 @@ impl Engine {
                 }
             }
         }
-        found.into_values().collect()
+        Debts { files: found.into_values().collect(), so_far }
     }
 
     /// The version was published: it is the committed one now. `synced`: and its directory was synced since.

@@ -7,16 +7,16 @@
 //! any other change of a name. So nobody holds the kernel's lock of a directory for the length of a barrier, and a
 //! program that saves very much waits for none.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
 use super::Engine;
+use super::commit::Debts;
 use super::dir::Place;
 use super::dispatch::{CommitError, Done, Step};
-use super::file::{File, Parked, State, Version};
+use super::file::{File, Parked, Version};
 use super::state::{Event, Phase};
 use crate::backend::probe::Strategy;
 use crate::backend::{Fault, contain};
@@ -46,26 +46,26 @@ impl Engine {
         self.backing.probe().strategy == Strategy::OneBarrier
     }
 
-    /// Brings the acknowledged saves of these files into their place, in this order, and then runs `then` on a worker.
-    /// They are published where that is enough, and committed otherwise.
-    pub fn settle_names(self: &Arc<Self>, files: Vec<Arc<File>>, then: Parked) {
+    /// Brings acknowledged saves into their place, in their order, and then runs `then` on a worker. They are published
+    /// where that is enough, and committed otherwise.
+    pub fn settle_names(self: &Arc<Self>, debts: Debts, then: Parked) {
         let me = self.clone();
         if self.publishes_early() {
-            self.workers.run(Box::new(move || me.publish_early(files.into(), then)));
+            self.workers.run(Box::new(move || me.publish_early(debts, then)));
         } else {
             // A failed save is reported where it belongs; it does not stop an operation on another name.
-            self.pay_all(&files, move |_| me.run_later(then));
+            self.pay_all(debts, move |_| me.run_later(then));
         }
     }
 
-    fn publish_early(self: Arc<Self>, mut files: VecDeque<Arc<File>>, then: Parked) {
+    fn publish_early(self: Arc<Self>, mut debts: Debts, then: Parked) {
         let stopped_at = {
             // The dispatcher publishes nothing meanwhile: what was submitted since comes later.
             let _order = self.publishing.lock();
             let mut group = Vec::new();
             let mut stopped_at = None;
-            while let Some(file) = files.pop_front() {
-                match self.take_early(&file) {
+            while let Some(file) = debts.files.pop_front() {
+                match self.take_early(&file, debts.so_far) {
                     Taken::Here(e) => group.push(e),
                     Taken::Paid => {}
                     Taken::Elsewhere => {
@@ -78,17 +78,17 @@ impl Engine {
             stopped_at
         };
         let Some(file) = stopped_at else { return then() };
-        let me = self.clone();
+        let (me, so_far) = (self.clone(), debts.so_far);
         let rest = move |_| {
             let again = me.clone();
-            me.run_later(Box::new(move || again.publish_early(files, then)));
+            me.run_later(Box::new(move || again.publish_early(debts, then)));
         };
-        self.commit_if(&file, State::owes, Done::new(rest));
+        self.commit_if(&file, |st| st.owes_before(so_far), Done::new(rest));
     }
 
-    fn take_early(&self, file: &Arc<File>) -> Taken {
+    fn take_early(&self, file: &Arc<File>, so_far: u64) -> Taken {
         let mut st = file.state.write();
-        if !st.owes() {
+        if !st.owes_before(so_far) {
             return Taken::Paid;
         }
         let (Phase::Staged, Some(version), Some(place)) = (st.phase, st.version.clone(), st.names.first().cloned())

@@ -233,6 +233,11 @@ impl State {
         !self.owed_in.is_empty()
     }
 
+    /// Whether a commit is owed that was acknowledged before the debt with number `so_far`.
+    pub(super) fn owes_before(&self, so_far: u64) -> bool {
+        self.owes() && self.owed_nth < so_far
+    }
+
     /// Whether what is staged is a version that a program was told is saved.
     pub fn owes_version(&self) -> bool {
         self.phase == Phase::Staged && self.owes()

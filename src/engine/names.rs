@@ -260,7 +260,7 @@ impl Engine {
     /// directory for this call, and everybody else who creates or renames there waits. Without `waits` (level `relaxed`)
     /// only the error of an earlier save is told.
     pub fn sync_dir(self: &Arc<Self>, dir: &Arc<Dir>, waits: bool, done: super::dispatch::Done) {
-        let first = if waits { self.acknowledged_in(&[dir]) } else { Vec::new() };
+        let first = waits.then(|| self.acknowledged_in(&[dir])).filter(|debts| !debts.is_empty());
         let (me, dir, lost_too) = (self.clone(), dir.clone(), dir.clone());
         let sync = move |done: super::dispatch::Done| {
             let lost = dir.lost.lock().take();
@@ -272,10 +272,8 @@ impl Engine {
                 me.send(super::dispatch::Work::SyncDir(dir), done);
             }
         };
-        if first.is_empty() {
-            return sync(done);
-        }
-        self.pay_all(&first, move |r: Result<(), CommitError>| match r {
+        let Some(first) = first else { return sync(done) };
+        self.pay_all(first, move |r: Result<(), CommitError>| match r {
             Ok(()) => sync(done),
             Err(e) => {
                 lost_too.lost.lock().take();

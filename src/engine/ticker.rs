@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::Engine;
 use super::dispatch::{Done, Work};
-use super::file::{File, State, owed_so_far};
+use super::file::{File, State};
 use super::state::Phase;
 
 /// A version whose program keeps it open is committed when it was quiet for one interval, or after this many
@@ -39,14 +39,6 @@ impl Engine {
                 self.checkpoint_soon();
             }
         }
-    }
-
-    /// With whatever was acknowledged before in its directory; the file itself if it is `still` to be committed then.
-    pub(super) fn commit_quietly(self: &Arc<Self>, file: &Arc<File>, still: impl Fn(&State) -> bool) {
-        let so_far = owed_so_far();
-        self.submit_owed(file);
-        // Acknowledged since, perhaps after another that is not submitted yet: its turn comes again.
-        self.commit_if(file, |st| still(st) && !(st.owes() && st.owed_nth >= so_far), Done::nobody());
     }
 
     /// Submits a sync of every directory with names that are not durable yet.

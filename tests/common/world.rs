@@ -308,6 +308,13 @@ impl World {
         ask(|reply| self.fs.unlink(ROOT, OsStr::new(name), reply))
     }
 
+    /// As [`World::unlink`], up to where the call waits for the saves that come before it.
+    pub fn begin_unlink(&self, name: &str) -> mpsc::Receiver<Result<(), Errno>> {
+        let (tx, rx) = mpsc::channel();
+        self.fs.unlink(ROOT, OsStr::new(name), Reply::new(move |r| tx.send(r).unwrap()));
+        rx
+    }
+
     pub fn link(&self, from: &str, to: &str) -> Result<(), Errno> {
         let entry = self.lookup(from)?;
         let linked = ask(|reply| self.fs.link(entry.node, ROOT, OsStr::new(to), reply));
