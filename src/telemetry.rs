@@ -68,6 +68,10 @@ counters! {
     direct_fallbacks,
     /// Writes made with `O_DIRECT`.
     direct_writes,
+    /// Reads that waited for the device, on threads of their own.
+    device_reads,
+    /// Writes made on threads of their own, because writes waited for the device.
+    device_writes,
     /// Opens of files that the kernel serves itself (passthrough).
     passthrough_opens,
     /// Files that it could have served by policy, and did not.

@@ -6,6 +6,7 @@
 
 pub mod flush;
 pub mod probe;
+mod stall;
 pub mod uring;
 
 use std::ffi::OsStr;
@@ -177,6 +178,7 @@ pub struct Backing {
     probe: Probe,
     ring: uring::Flusher,
     gate: Option<Arc<dyn Gate>>,
+    stall: stall::Stall,
     stage_seq: AtomicU64,
     refuses: AtomicBool,
 }
@@ -206,6 +208,7 @@ impl Backing {
             probe,
             ring,
             gate,
+            stall: stall::Stall::new(),
             stage_seq: AtomicU64::new(stage_seed()),
             refuses: AtomicBool::new(false),
         })
@@ -354,7 +357,12 @@ impl Backing {
     /// pwrite(2); may write less.
     pub fn write(&self, fd: impl AsFd, off: u64, data: &[u8]) -> Result<usize, Errno> {
         let n = self.pass(Call::Write)?.map_or(data.len(), |n| n.min(data.len()));
-        rustix::io::pwrite(fd, &data[..n], off)
+        self.stall.watch(|| rustix::io::pwrite(fd, &data[..n], off))
+    }
+
+    /// Whether writes wait for the device at the moment.
+    pub fn writes_wait(&self) -> bool {
+        self.stall.is_on()
     }
 
     /// pwrite(2) of aligned data through a descriptor opened with `O_DIRECT`.

@@ -197,24 +197,36 @@ fn look_up(tid: u32) -> Process {
 
 impl Engine {
     /// Counts one commit that is about to be answered; `done` when it did not fail.
-    pub(super) fn note_commit(&self, ticket: &Ticket, times: &StepTimes, done: bool) {
+    pub(super) fn note_ticket(&self, ticket: &Ticket, times: &StepTimes, done: bool) {
         let (file, place) = match &ticket.work {
             Work::Publish { file, place, .. } => (file, Some(place)),
             Work::Journal { file, names, .. } => (file, names.first()),
             Work::SyncFile { file, .. } => (file, None),
             Work::SyncDir(_) | Work::Unlink { .. } | Work::Checkpoint | Work::Copy(_) => return,
         };
-        let took = ticket.at.elapsed();
+        self.note_commit(file, place, ticket.at, times, done);
+    }
+
+    /// Counts the commit of a file that began at `at`.
+    pub(super) fn note_commit(
+        &self,
+        file: &Arc<File>,
+        place: Option<&Place>,
+        at: Instant,
+        times: &StepTimes,
+        done: bool,
+    ) {
+        let took = at.elapsed();
         let (tid, level) = file.last_use();
         if let Some(i) = LEVELS.iter().position(|l| *l == level) {
             self.accounts.by_durability[i].record(took);
         }
         let place = || place.cloned().or_else(|| file.any_name());
-        let process = self.accounts.enter(file, took, times.longest(ticket.at), tid, &place);
+        let process = self.accounts.enter(file, took, times.longest(at), tid, &place);
         let limit = self.config().limits.slow_commit_ms;
         if done && limit > 0 && took >= Duration::from_millis(limit) {
             Counters::add(&self.counters.slow_commits, 1);
-            self.accounts.log_slow(&place, took, ticket.at, times, &process);
+            self.accounts.log_slow(&place, took, at, times, &process);
         }
     }
 

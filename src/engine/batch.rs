@@ -367,7 +367,7 @@ impl Engine {
     /// Step 4 for one operation.
     fn finish(&self, op: Op, times: &StepTimes) {
         let result = outcome(&op);
-        self.note_commit(&op.ticket, times, result.is_ok());
+        self.note_ticket(&op.ticket, times, result.is_ok());
         match &op.ticket.work {
             Work::Publish { file, version, place, .. } => match (op.published, &result) {
                 (Some(published), r) => {

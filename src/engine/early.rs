@@ -9,10 +9,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use rustix::io::Errno;
 
 use super::Engine;
+use super::activity::StepTimes;
 use super::commit::Debts;
 use super::dir::Place;
 use super::dispatch::{CommitError, Done, Step};
@@ -106,8 +108,10 @@ impl Engine {
     }
 
     fn publish_group(&self, group: &[Early]) {
+        let (began, mut times) = (Instant::now(), StepTimes::begin());
         let fds: Vec<_> = group.iter().map(|e| e.version.fd()).collect();
         let written = self.backing.write_out(&fds);
+        times.end(Step::Data);
         for (e, written) in group.iter().zip(written) {
             let failed = |step, fault: Fault| {
                 self.count_panic(&fault);
@@ -127,6 +131,8 @@ impl Engine {
                     Counters::add(&self.counters.commits, 1);
                     Counters::add(&self.counters.early_publications, 1);
                     self.owe_sync(&e.place.dir);
+                    times.end(Step::Publish);
+                    self.note_commit(&e.file, Some(&e.place), began, &times, true);
                     let replaced = e.version.before.lock().take();
                     self.published(&e.file, &e.version, &e.place, new, false);
                     drop(replaced);

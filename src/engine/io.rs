@@ -20,7 +20,7 @@ use super::served::Register;
 use super::stage::{Content, without_privileges};
 use super::state::Phase;
 use crate::backend::contain;
-use crate::config::policy::{Policy, WriteMode};
+use crate::config::policy::{Method, Policy, WriteMode};
 use crate::telemetry::Counters;
 
 const CAPS: &str = "security.capability";
@@ -153,6 +153,17 @@ impl Engine {
     pub fn read(&self, file: &File, off: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         let version = file.state.read().open_version()?.clone();
         version.read_at(off, buf)
+    }
+
+    /// As [`Engine::read`], of what is in memory; `None` when it would wait for the device.
+    pub fn read_cached(&self, file: &File, off: u64, buf: &mut [u8]) -> Result<Option<usize>, Errno> {
+        let version = file.state.read().open_version()?.clone();
+        version.read_cached_at(off, buf)
+    }
+
+    /// Whether a write of that many bytes through `h` may wait for the device.
+    pub fn write_waits(&self, h: &Handle, len: usize) -> bool {
+        h.policy.method == Method::Direct && len as u64 >= DIRECT_ALIGN || self.backing.writes_wait()
     }
 
     /// Makes the content of a version so long.

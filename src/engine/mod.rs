@@ -58,6 +58,8 @@ use file::File;
 
 /// Directory descriptors kept open.
 const DIR_FDS: usize = 512;
+/// Calls that wait for the device side by side: enough that it can put them in order, or do them at once.
+const DEVICE_THREADS: usize = 32;
 /// What eight programs need to come back on two cores, measured; a shorter window splits their batches.
 const WINDOW_MIN_US: u64 = 2000;
 
@@ -105,6 +107,8 @@ pub struct Engine {
     config: RwLock<Arc<Config>>,
     queue: Arc<Queue>,
     workers: workers::Workers,
+    /// For what waits for the device.
+    device: workers::Workers,
     dir_fds: DirFds,
     unsettled: Mutex<HashMap<u64, Arc<File>>>,
     /// The backlog is being worked off, with nobody waiting.
@@ -158,7 +162,8 @@ impl Engine {
             recent_flush_us: AtomicU64::new(0),
             config: RwLock::new(Arc::new(config)),
             queue: queue.clone(),
-            workers: workers::Workers::start(2)?,
+            workers: workers::Workers::start("worker", 2, 2)?,
+            device: workers::Workers::start("device", 1, DEVICE_THREADS)?,
             dir_fds: DirFds::new(DIR_FDS),
             unsettled: Mutex::default(),
             relieving: AtomicBool::new(false),
@@ -288,5 +293,10 @@ impl Engine {
     /// Runs a call again on a worker thread.
     pub fn run_later(&self, work: file::Parked) {
         self.workers.run(work);
+    }
+
+    /// Runs what may wait for the device on a thread that may.
+    pub fn run_on_device(&self, work: file::Parked) {
+        self.device.run(work);
     }
 }

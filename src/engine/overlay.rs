@@ -4,12 +4,13 @@
 //! file it covers. What programs read is put together from both. The file itself is changed by the commit alone, from
 //! its record in the log ([`super::journal`]); its attributes are its own at all times.
 
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use parking_lot::RwLock;
 use rangemap::RangeMap;
 use rustix::fs::{self as rfs, FallocateFlags, SeekFrom, Stat};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::file::Version;
@@ -342,6 +343,21 @@ impl Version {
         match &changes {
             Some((o, c)) if c.is_some() => c.as_ref().map_or(Ok(0), |c| c.read(self.fd(), o.side(), off, buf)),
             _ => pread(self.fd(), off, buf),
+        }
+    }
+
+    /// As [`Version::read_at`], of what is in memory; `None` when it would wait for the device. What an overlay changes
+    /// is read as it is: it was written a moment ago.
+    pub fn read_cached_at(&self, off: u64, buf: &mut [u8]) -> Result<Option<usize>, Errno> {
+        if self.overlaid().is_some() {
+            return self.read_at(off, buf).map(Some);
+        }
+        match preadv2(self.fd(), &mut [IoSliceMut::new(buf)], off, ReadWriteFlags::NOWAIT) {
+            Ok(n) if n == buf.len() || off + n as u64 >= rfs::fstat(self.fd())?.st_size as u64 => Ok(Some(n)),
+            Ok(_) | Err(Errno::AGAIN) => Ok(None),
+            // Not every file system can tell.
+            Err(Errno::OPNOTSUPP) => self.read_at(off, buf).map(Some),
+            Err(e) => Err(e),
         }
     }
 

@@ -102,6 +102,7 @@ impl Engine {
         files.iter().filter(|f| closed(&f.state.read())).for_each(|f| self.commit_quietly(f, closed));
         let drained = self.drain(limit);
         self.keep_unfinished();
+        self.device.stop();
         self.workers.stop();
         self.queue.close();
         for t in self.threads.lock().drain(..) {

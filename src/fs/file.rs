@@ -10,6 +10,7 @@ use crate::engine::dispatch::{CommitError, Done};
 use crate::engine::file::Handle;
 use crate::engine::io::Access;
 use crate::engine::served::Register;
+use crate::telemetry::Counters;
 
 fn errno(r: Result<(), CommitError>) -> Result<(), Errno> {
     r.map_err(|e| e.errno())
@@ -39,9 +40,27 @@ impl Fs {
         self.files.get(fh)
     }
 
-    /// pread(2) into `buf`; the number of bytes read, short only at the end of the file.
+    /// pread(2) into `buf`; the number of bytes read, short only at the end of the file. May wait for the device.
     pub fn read(&self, fh: u64, off: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         self.engine.read(&self.handle(fh)?.file, off, buf)
+    }
+
+    /// As [`Fs::read`], for a thread that serves others too; `None` when it would wait: [`Fs::read_later`].
+    pub fn read_cached(&self, fh: u64, off: u64, buf: &mut [u8]) -> Result<Option<usize>, Errno> {
+        self.engine.read_cached(&self.handle(fh)?.file, off, buf)
+    }
+
+    /// pread(2) of at most `len` bytes by a thread that may wait for the device.
+    pub fn read_later(self: &Arc<Self>, fh: u64, off: u64, len: usize, reply: Reply<Vec<u8>>) {
+        Counters::add(&self.engine.counters.device_reads, 1);
+        let me = self.clone();
+        self.engine.run_on_device(Box::new(move || {
+            let mut buf = vec![0; len];
+            reply.send(me.read(fh, off, &mut buf).map(|n| {
+                buf.truncate(n);
+                buf
+            }));
+        }));
     }
 
     /// pwrite(2) by thread `tid` (0: by the kernel's write-back). `kill` when the write takes set-user-ID and set-group-ID away.
@@ -51,6 +70,19 @@ impl Fs {
             Err(e) => return reply.send(Err(e)),
         };
         h.note_writer(tid);
+        if self.engine.write_waits(&h, data.len()) {
+            Counters::add(&self.engine.counters.device_writes, 1);
+            let (me, data) = (self.clone(), data.to_vec());
+            return self.engine.run_on_device(Box::new(move || me.write_now(tid, fh, off, &data, kill, reply)));
+        }
+        self.write_now(tid, fh, off, data, kill, reply);
+    }
+
+    fn write_now(self: &Arc<Self>, tid: u32, fh: u64, off: u64, data: &[u8], kill: bool, reply: Reply<u32>) {
+        let h = match self.handle(fh) {
+            Ok(h) => h,
+            Err(e) => return reply.send(Err(e)),
+        };
         match self.engine.write(&h, off, data, kill) {
             Access::Done(Ok(n)) if h.is_sync() => {
                 self.engine.fsync(
@@ -64,7 +96,7 @@ impl Fs {
             Access::Done(r) => reply.send(r.map(|n| n as u32)),
             Access::Wait => {
                 let (me, data) = (self.clone(), data.to_vec());
-                self.engine.park(&h.file, Box::new(move || me.write(tid, fh, off, &data, kill, reply)));
+                self.engine.park(&h.file, Box::new(move || me.write_now(tid, fh, off, &data, kill, reply)));
             }
         }
     }

@@ -48,29 +48,49 @@ pub trait Post: Send + Sync {
     fn post(&self, tag: u64, answer: Result<Body, Errno>);
 }
 
-/// Longest answer that can be given later: that of CREATE.
+/// Longest answer of fixed size that can be given later: that of CREATE.
 const BODY_MAX: usize = size_of::<abi::EntryOut>() + size_of::<abi::OpenOut>();
 
 /// The data of an answer that is given later.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// Structures of the protocol.
+    Fixed(Fixed),
+    /// What was read.
+    Content(Vec<u8>),
+}
+
+/// Structures of the protocol, one after the other.
 #[derive(Debug, Clone, Copy)]
-pub struct Body {
+pub struct Fixed {
     bytes: [u8; BODY_MAX],
     len: usize,
 }
 
 impl Body {
-    const EMPTY: Self = Self { bytes: [0; BODY_MAX], len: 0 };
+    const EMPTY: Fixed = Fixed { bytes: [0; BODY_MAX], len: 0 };
 
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Fixed(f) => &f.bytes[..f.len],
+            Self::Content(c) => c,
+        }
+    }
+}
+
+impl Fixed {
     fn and(mut self, part: &(impl IntoBytes + Immutable)) -> Self {
         let part = part.as_bytes();
         self.bytes[self.len..self.len + part.len()].copy_from_slice(part);
         self.len += part.len();
         self
     }
+}
 
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+impl From<Fixed> for Body {
+    fn from(f: Fixed) -> Self {
+        Self::Fixed(f)
     }
 }
 
@@ -88,9 +108,9 @@ impl<'a> Line<'a> {
     }
 
     /// From here on the [`Reply`] answers, with EIO should it be dropped.
-    fn reply<T: 'static>(&self, encode: impl FnOnce(T) -> Body + Send + 'static) -> Reply<T> {
+    fn reply<T: 'static, B: Into<Body>>(&self, encode: impl FnOnce(T) -> B + Send + 'static) -> Reply<T> {
         let (post, tag) = (self.post.clone(), self.tag);
-        let reply = Reply::new(move |r: Result<T, Errno>| post.post(tag, r.map(encode)));
+        let reply = Reply::new(move |r: Result<T, Errno>| post.post(tag, r.map(|t| encode(t).into())));
         self.taken.set(true);
         reply
     }
@@ -332,7 +352,11 @@ impl Call<'_, '_> {
     fn read(&mut self) -> Answer {
         let a: abi::ReadIn = self.arg()?;
         let room = self.r.payload.len().min(a.size as usize);
-        Ok(Served::Now(self.fs.read(a.fh, a.offset, &mut self.r.payload[..room])))
+        if let Some(n) = self.fs.read_cached(a.fh, a.offset, &mut self.r.payload[..room])? {
+            return Ok(Served::Now(Ok(n)));
+        }
+        self.fs.read_later(a.fh, a.offset, room, self.line.reply(Body::Content));
+        Ok(Served::Later)
     }
 
     fn write(&mut self) -> Answer {

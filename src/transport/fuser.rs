@@ -206,6 +206,13 @@ fn opened(reply: ReplyOpen) -> Reply<Opened> {
     })
 }
 
+fn content(reply: ReplyData) -> Reply<Vec<u8>> {
+    Reply::new(move |r: Result<Vec<u8>>| match r {
+        Ok(c) => reply.data(&c),
+        Err(e) => reply.error(errno(e)),
+    })
+}
+
 fn written(reply: ReplyWrite) -> Reply<u32> {
     Reply::new(move |r: Result<u32>| match r {
         Ok(n) => reply.written(n),
@@ -337,8 +344,9 @@ impl Filesystem for Adapter {
             if buf.len() < size as usize {
                 buf.resize(size as usize, 0);
             }
-            match self.fs.read(fh.0, offset, &mut buf[..size as usize]) {
-                Ok(n) => reply.data(&buf[..n]),
+            match self.fs.read_cached(fh.0, offset, &mut buf[..size as usize]) {
+                Ok(Some(n)) => reply.data(&buf[..n]),
+                Ok(None) => self.fs.read_later(fh.0, offset, size as usize, content(reply)),
                 Err(e) => reply.error(errno(e)),
             }
         });

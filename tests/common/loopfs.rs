@@ -107,12 +107,17 @@ impl LoopFs {
 
     /// The same on a device whose flushes take `flush_us` microseconds.
     pub fn slow(kind: Kind, size_mb: u64, flush_us: u64) -> LoopFs {
-        Self::make(kind, size_mb, &[], &[], Some(flush_us))
+        Self::make(kind, size_mb, &[], &[], Some((flush_us, None)))
+    }
+
+    /// The same on a device that reads or writes `rate` MiB a second, too, one request after the other.
+    pub fn rated(kind: Kind, size_mb: u64, flush_us: u64, rate: u64) -> LoopFs {
+        Self::make(kind, size_mb, &[], &[], Some((flush_us, Some(rate))))
     }
 
     /// The same with mount options, too.
     pub fn slow_with(kind: Kind, size_mb: u64, flush_us: u64, options: &[&str]) -> LoopFs {
-        Self::make(kind, size_mb, &[], options, Some(flush_us))
+        Self::make(kind, size_mb, &[], options, Some((flush_us, None)))
     }
 
     /// The same with mount options.
@@ -125,7 +130,7 @@ impl LoopFs {
         Self::make(kind, size_mb, mkfs, options, None)
     }
 
-    fn make(kind: Kind, size_mb: u64, mkfs: &[&str], options: &[&str], flush_us: Option<u64>) -> LoopFs {
+    fn make(kind: Kind, size_mb: u64, mkfs: &[&str], options: &[&str], slow: Option<(u64, Option<u64>)>) -> LoopFs {
         let images = std::env::var_os("FSYS_TEST_IMAGES").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
         sweep(&images);
         let dir = fresh_dir(kind.name());
@@ -136,10 +141,13 @@ impl LoopFs {
         let file = File::create(&fs.image).expect("image");
         file.set_len(size_mb.max(300) << 20).expect("size of the image");
         run(kind.mkfs().args(mkfs).arg(&fs.image));
-        fs.slow = flush_us.map(|us| {
-            let us = us.to_string();
-            let args = ["--flush-us", &us, "--image"].map(OsStr::new);
-            Served::start("slowdisk", &[&args[..], &[fs.image.as_os_str(), OsStr::new("--dir")]].concat())
+        fs.slow = slow.map(|(flush_us, rate)| {
+            let rate = rate.map(|r| format!("--rate={r}"));
+            let mut args = vec![format!("--flush-us={flush_us}")];
+            args.extend(rate);
+            let args: Vec<_> = args.iter().map(OsStr::new).collect();
+            let last = [OsStr::new("--image"), fs.image.as_os_str(), OsStr::new("--dir")];
+            Served::start("slowdisk", &[&args[..], &last].concat())
         });
         let file = fs.slow.as_ref().map_or_else(|| fs.image.clone(), |s| s.dir.join("disk"));
         let mut list = vec!["loop"];
