@@ -523,6 +523,16 @@ fn an_unfinished_version_is_kept_at_the_end() {
     assert_eq!(r.failed(), ["half"]);
 }
 
+/// P1. What was opened to be rewritten, and is not written yet, is no version: the old one stands.
+#[test]
+fn a_rewrite_that_only_began_is_not_published_at_the_end() {
+    let r = rig();
+    let h = r.save("a", b"old");
+    let _begun = r.rewrite(&h);
+    assert!(r.engine.shutdown(Duration::from_millis(10)).is_ok(), "no answer is owed to anyone");
+    assert_eq!(r.on_disk("a").as_deref(), Some("old"));
+}
+
 /// Section 4. After a commit, a descriptor that is still open goes on in a new staged version.
 #[test]
 fn a_descriptor_goes_on_after_a_commit() {

@@ -356,8 +356,12 @@ impl Backing {
 
     /// pwrite(2); may write less.
     pub fn write(&self, fd: impl AsFd, off: u64, data: &[u8]) -> Result<usize, Errno> {
-        let n = self.pass(Call::Write)?.map_or(data.len(), |n| n.min(data.len()));
-        self.stall.watch(|| rustix::io::pwrite(fd, &data[..n], off))
+        let data = self.admitted(data)?;
+        self.stall.watch(|| rustix::io::pwrite(fd, data, off))
+    }
+
+    fn admitted<'a>(&self, data: &'a [u8]) -> Result<&'a [u8], Errno> {
+        Ok(self.pass(Call::Write)?.and_then(|n| data.get(..n)).unwrap_or(data))
     }
 
     /// Whether writes wait for the device at the moment.
@@ -368,7 +372,7 @@ impl Backing {
     /// pwrite(2) of aligned data through a descriptor opened with `O_DIRECT`.
     pub fn write_direct(&self, fd: impl AsFd, off: u64, data: &[u8]) -> Result<usize, Errno> {
         let Some(buf) = AlignedBuf::from_slice(data) else { return Ok(0) };
-        self.write(fd, off, buf.as_slice())
+        rustix::io::pwrite(fd, self.admitted(buf.as_slice())?, off)
     }
 
     /// ftruncate(2).

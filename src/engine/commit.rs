@@ -182,14 +182,15 @@ impl Engine {
     pub(super) fn write_in_order<'a>(self: &Arc<Self>, file: &'a File) -> RwLockWriteGuard<'a, State> {
         loop {
             let dirs: Vec<_> = file.state.read().names.iter().map(|p| p.dir.clone()).collect();
+            let same = |st: &State| st.names.iter().map(|p| Arc::as_ptr(&p.dir)).eq(dirs.iter().map(Arc::as_ptr));
             let debts = self.acknowledged_in(&dirs.iter().collect::<Vec<_>>());
             let so_far = debts.so_far;
             for other in &debts.files {
                 self.commit_if(other, |st| st.owes_before(so_far), Done::nobody());
             }
             let st = file.state.write();
-            // Acknowledged only now, it may come after others that were not looked for.
-            if !st.owes() || st.owed_nth < so_far {
+            // Acknowledged only now, it may come after others that were not looked for; so it may where it was moved to.
+            if same(&st) && (!st.owes() || st.owed_nth < so_far) {
                 return st;
             }
         }

@@ -128,6 +128,8 @@ impl Engine {
         if !ops.iter().any(is_journal) {
             return;
         }
+        // What is being published early was acknowledged before: then its directory is one of those that need a sync.
+        drop(self.publishing.lock());
         self.before_records(ops);
         let mut log = self.journal.log.lock();
         let back = log.as_ref().map(Log::position);

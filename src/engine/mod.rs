@@ -60,6 +60,8 @@ use file::File;
 const DIR_FDS: usize = 512;
 /// Calls that wait for the device side by side: enough that it can put them in order, or do them at once.
 const DEVICE_THREADS: usize = 32;
+/// Bytes that wait to be written so; what comes then is written by the thread that serves it, and holds up the others.
+const DEFERRED_MAX: u64 = 64 << 20;
 /// What eight programs need to come back on two cores, measured; a shorter window splits their batches.
 const WINDOW_MIN_US: u64 = 2000;
 
@@ -107,8 +109,12 @@ pub struct Engine {
     config: RwLock<Arc<Config>>,
     queue: Arc<Queue>,
     workers: workers::Workers,
-    /// For what waits for the device.
-    device: workers::Workers,
+    /// For reads that wait for the device.
+    readers: workers::Workers,
+    /// For writes that do.
+    writers: workers::Workers,
+    /// Bytes that those hold.
+    deferred: AtomicU64,
     dir_fds: DirFds,
     unsettled: Mutex<HashMap<u64, Arc<File>>>,
     /// The backlog is being worked off, with nobody waiting.
@@ -163,7 +169,9 @@ impl Engine {
             config: RwLock::new(Arc::new(config)),
             queue: queue.clone(),
             workers: workers::Workers::start("worker", 2, 2)?,
-            device: workers::Workers::start("device", 1, DEVICE_THREADS)?,
+            readers: workers::Workers::start("reader", 1, DEVICE_THREADS)?,
+            writers: workers::Workers::start("writer", 1, DEVICE_THREADS)?,
+            deferred: AtomicU64::new(0),
             dir_fds: DirFds::new(DIR_FDS),
             unsettled: Mutex::default(),
             relieving: AtomicBool::new(false),
@@ -295,8 +303,26 @@ impl Engine {
         self.workers.run(work);
     }
 
-    /// Runs what may wait for the device on a thread that may.
-    pub fn run_on_device(&self, work: file::Parked) {
-        self.device.run(work);
+    /// Runs a read that waits for the device on a thread that may.
+    pub fn read_later(&self, work: file::Parked) {
+        self.readers.run(work);
+    }
+
+    /// Runs `write` with a copy of the data on a thread that may wait for the device. Gives it back when too much waits.
+    pub fn write_later<F>(self: &Arc<Self>, data: &[u8], write: F) -> Option<F>
+    where
+        F: FnOnce(&[u8]) + Send + 'static,
+    {
+        let len = data.len() as u64;
+        if self.deferred.fetch_add(len, Ordering::AcqRel) + len > DEFERRED_MAX {
+            self.deferred.fetch_sub(len, Ordering::AcqRel);
+            return Some(write);
+        }
+        let (me, data) = (self.clone(), data.to_vec());
+        self.writers.run(Box::new(move || {
+            write(&data);
+            me.deferred.fetch_sub(len, Ordering::AcqRel);
+        }));
+        None
     }
 }

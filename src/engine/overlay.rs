@@ -171,8 +171,8 @@ fn pread(fd: BorrowedFd<'_>, off: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         match rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut buf[done..], off + done as u64)) {
             Ok(0) => break,
             Ok(n) => done += n,
-            Err(e) if done == 0 => return Err(e),
-            Err(_) => break,
+            // Less than asked for says that the file ends there.
+            Err(e) => return Err(e),
         }
     }
     Ok(done)
@@ -346,14 +346,13 @@ impl Version {
         }
     }
 
-    /// As [`Version::read_at`], of what is in memory; `None` when it would wait for the device. What an overlay changes
-    /// is read as it is: it was written a moment ago.
+    /// As [`Version::read_at`], of what is in memory; `None` when it would wait for the device.
     pub fn read_cached_at(&self, off: u64, buf: &mut [u8]) -> Result<Option<usize>, Errno> {
-        if self.overlaid().is_some() {
-            return self.read_at(off, buf).map(Some);
-        }
         match preadv2(self.fd(), &mut [IoSliceMut::new(buf)], off, ReadWriteFlags::NOWAIT) {
-            Ok(n) if n == buf.len() || off + n as u64 >= rfs::fstat(self.fd())?.st_size as u64 => Ok(Some(n)),
+            Ok(n) if n == buf.len() || off + n as u64 >= rfs::fstat(self.fd())?.st_size as u64 => {
+                // What an overlay puts over it was written a moment ago.
+                if self.overlaid().is_some() { self.read_at(off, buf).map(Some) } else { Ok(Some(n)) }
+            }
             Ok(_) | Err(Errno::AGAIN) => Ok(None),
             // Not every file system can tell.
             Err(Errno::OPNOTSUPP) => self.read_at(off, buf).map(Some),

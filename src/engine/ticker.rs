@@ -98,11 +98,12 @@ impl Engine {
     pub fn shutdown(self: &Arc<Self>, limit: Duration) -> Result<(), u64> {
         self.stop.lock().take();
         let files = self.unsettled_files();
-        let closed = |st: &State| st.unflushed == 0;
+        let closed = |st: &State| st.unflushed == 0 && !is_begun(st);
         files.iter().filter(|f| closed(&f.state.read())).for_each(|f| self.commit_quietly(f, closed));
         let drained = self.drain(limit);
         self.keep_unfinished();
-        self.device.stop();
+        self.readers.stop();
+        self.writers.stop();
         self.workers.stop();
         self.queue.close();
         for t in self.threads.lock().drain(..) {
@@ -140,6 +141,12 @@ fn owes(st: &State) -> bool {
         Phase::Clean => st.version.as_ref().is_some_and(|v| v.dirty_ms.load(Ordering::Acquire) != 0),
         Phase::Orphan => false,
     }
+}
+
+/// A program emptied the file to rewrite it and has not written yet: that is no version, the old one stands.
+fn is_begun(st: &State) -> bool {
+    let empty = || st.version.as_ref().is_some_and(|v| v.stat().is_ok_and(|st| st.st_size == 0));
+    st.phase == Phase::Staged && st.id.is_some() && st.writers > 0 && !st.owes() && empty()
 }
 
 fn is_due(st: &State, now: u64, interval: u64) -> bool {

@@ -40,7 +40,7 @@ impl Workers {
 
     fn grow(&self) -> io::Result<()> {
         let mut threads = self.threads.lock();
-        if threads.len() >= self.most {
+        if threads.len() >= self.most || self.tx.lock().is_none() {
             return Ok(());
         }
         let (rx, free) = (self.rx.clone(), self.free.clone());

@@ -54,7 +54,7 @@ impl Fs {
     pub fn read_later(self: &Arc<Self>, fh: u64, off: u64, len: usize, reply: Reply<Vec<u8>>) {
         Counters::add(&self.engine.counters.device_reads, 1);
         let me = self.clone();
-        self.engine.run_on_device(Box::new(move || {
+        self.engine.read_later(Box::new(move || {
             let mut buf = vec![0; len];
             reply.send(me.read(fh, off, &mut buf).map(|n| {
                 buf.truncate(n);
@@ -69,24 +69,26 @@ impl Fs {
             Ok(h) => h,
             Err(e) => return reply.send(Err(e)),
         };
-        h.note_writer(tid);
-        if self.engine.write_waits(&h, data.len()) {
-            Counters::add(&self.engine.counters.device_writes, 1);
-            let (me, data) = (self.clone(), data.to_vec());
-            return self.engine.run_on_device(Box::new(move || me.write_now(tid, fh, off, &data, kill, reply)));
+        let (me, to) = (self.clone(), h.clone());
+        let write = move |data: &[u8]| me.write_now(&to, tid, off, data, kill, reply);
+        // Not what the kernel writes back by itself: it opens the file with `O_TRUNC` meanwhile.
+        if tid == 0 || !self.engine.write_waits(&h, data.len()) {
+            return write(data);
         }
-        self.write_now(tid, fh, off, data, kill, reply);
+        // Before it is written another process may close its copy of the descriptor.
+        h.note_writer(tid);
+        Counters::add(&self.engine.counters.device_writes, 1);
+        if let Some(write) = self.engine.write_later(data, write) {
+            write(data);
+        }
     }
 
-    fn write_now(self: &Arc<Self>, tid: u32, fh: u64, off: u64, data: &[u8], kill: bool, reply: Reply<u32>) {
-        let h = match self.handle(fh) {
-            Ok(h) => h,
-            Err(e) => return reply.send(Err(e)),
-        };
-        match self.engine.write(&h, off, data, kill) {
+    fn write_now(self: &Arc<Self>, h: &Arc<Handle>, tid: u32, off: u64, data: &[u8], kill: bool, reply: Reply<u32>) {
+        h.note_writer(tid);
+        match self.engine.write(h, off, data, kill) {
             Access::Done(Ok(n)) if h.is_sync() => {
                 self.engine.fsync(
-                    &h,
+                    h,
                     h.flags & libc::O_SYNC != libc::O_SYNC,
                     Done::new(move |r| {
                         reply.send(errno(r).map(|()| n as u32));
@@ -95,8 +97,8 @@ impl Fs {
             }
             Access::Done(r) => reply.send(r.map(|n| n as u32)),
             Access::Wait => {
-                let (me, data) = (self.clone(), data.to_vec());
-                self.engine.park(&h.file, Box::new(move || me.write_now(tid, fh, off, &data, kill, reply)));
+                let (me, to, data) = (self.clone(), h.clone(), data.to_vec());
+                self.engine.park(&h.file, Box::new(move || me.write_now(&to, tid, off, &data, kill, reply)));
             }
         }
     }

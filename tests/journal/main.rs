@@ -12,12 +12,13 @@ mod mounted;
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use common::world::{Fd, What, World, lock, quiet_panics, recovered, still};
 use common::{Kind, LoopFs};
 use fsys_mount::backend::Call;
+use fsys_mount::backend::probe::Strategy;
 use fsys_mount::config::policy::{Durability, WriteMode};
 use fsys_mount::engine::recover::recover;
 use fsys_mount::error::Errno;
@@ -495,5 +496,43 @@ fn staging_space_is_bounded() {
     let kept = fs::read(dir.path().join(".fsys/failed").join(&kept[0])).unwrap();
     assert_eq!(kept, [&[b'x'; 10][..], &[b'y'; 90]].concat(), "what the program had written");
     assert_eq!(w.engine().counters.values().staged_bytes, 0);
+    w.shutdown().unwrap();
+}
+
+/// P4. A record is durable at once, a save that is being published early only with the next sync of its directory: that
+/// comes first.
+#[test]
+fn a_record_does_not_overtake_what_is_being_published() {
+    let dir = dir();
+    fs::write(dir.path().join("a"), OLD).unwrap();
+    fs::write(dir.path().join("old"), b"to be removed").unwrap();
+    let w = World::open_as(dir.path(), still(Durability::Fsync, WriteMode::Journal), Some(Strategy::OneBarrier));
+    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
+    let (arrived_tx, going) = (Mutex::new(arrived_tx), Mutex::new(going));
+    w.seam.hook(move |call| {
+        if call == Call::LinkStage {
+            arrived_tx.lock().unwrap().send(()).unwrap();
+            going.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap();
+        }
+    });
+    w.save("new", b"acknowledged before").unwrap();
+    let removed = w.begin_unlink("old");
+    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    let fd = open(&w, "a");
+    w.write_all(fd, 0, b"one").unwrap();
+    std::thread::scope(|scope| {
+        let synced = scope.spawn(|| w.fsync(fd));
+        std::thread::sleep(Duration::from_millis(100));
+        let early = synced.is_finished();
+        go.send(()).unwrap();
+        synced.join().unwrap().unwrap();
+        assert!(!early, "the record was durable before the save had its name");
+    });
+    removed.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
+    let calls = w.seam.calls();
+    let link = calls.iter().position(|c| *c == Call::LinkStage).unwrap();
+    let next = calls[link..].iter().find(|c| matches!(c, Call::SyncDir | Call::Journal));
+    assert_eq!(next, Some(&Call::SyncDir), "{calls:?}");
+    w.close(fd).unwrap();
     w.shutdown().unwrap();
 }

@@ -422,8 +422,11 @@ impl<'a> Both<'a> {
         prop_assert_eq!(w.shutdown(), Ok(()));
         drop(w);
         for i in 0..self.inodes.len() {
-            let unfinished = self.slots.iter().flatten().any(|s| s.inode == i && s.dirty);
-            if unfinished {
+            let written = self.slots.iter().flatten().any(|s| s.inode == i && s.dirty);
+            // Emptied to be rewritten, which has not begun.
+            let n = &self.inodes[i];
+            let begun = n.staged && !n.owed && n.committed.is_some() && n.live.is_empty() && self.writers(i) > 0;
+            if written || begun {
                 self.inodes[i].pay();
             } else {
                 self.inodes[i].commit();
