@@ -100,8 +100,8 @@ type Times = (f64, f64);
 
 fn percentiles(mut all: Vec<f64>) -> Times {
     all.sort_by(f64::total_cmp);
-    let at = |part: f64| all[((all.len() - 1) as f64 * part) as usize];
-    (at(0.5), at(0.99))
+    let at = |percent: usize| all[(all.len() - 1) * percent / 100];
+    (at(50), at(99))
 }
 
 /// Does one call after the other until the work is done.
