@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use common::world::{World, still};
+use common::world::{What, World, still};
 use fsys_mount::backend::Call;
 use fsys_mount::backend::probe::Strategy;
 use fsys_mount::config::policy::{Durability, WriteMode};
+use fsys_mount::error::Errno;
 
 const LEVELS: [Durability; 2] = [Durability::Fsync, Durability::Relaxed];
 
@@ -178,4 +179,69 @@ fn a_debt_is_not_taken_for_the_one_before_it() {
     assert!(w.on_disk("a").is_some() || w.on_disk("b").unwrap() == b"first", "the second b is there without a");
     w.shutdown().unwrap();
     assert_eq!(w.on_disk("b").unwrap(), b"second");
+}
+
+/// P2. A save that is in its place is not yet durable: who waits for it while it is published early waits for the sync.
+#[test]
+fn an_fsync_does_not_end_with_an_early_publication() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let w = World::open_as(dir.path(), still(Durability::Fsync, WriteMode::Auto), Some(Strategy::OneBarrier));
+    w.save("old", b"to be removed").unwrap();
+    w.drain().unwrap();
+    let before = w.seam.calls().len();
+    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
+    let (arrived_tx, going) = (Mutex::new(arrived_tx), Mutex::new(going));
+    w.seam.hook(move |call| {
+        if call == Call::LinkStage {
+            arrived_tx.lock().unwrap().send(()).unwrap();
+            going.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap();
+        }
+    });
+    w.save("new", b"content").unwrap();
+    let removed = w.begin_unlink("old");
+    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    let fd = w.open_with("new", libc::O_RDONLY).unwrap();
+    let synced = w.begin_fsync(fd);
+    go.send(()).unwrap();
+    synced.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
+    let made = w.seam.calls().split_off(before);
+    let link = made.iter().position(|c| *c == Call::LinkStage).unwrap();
+    assert!(made[link..].contains(&Call::SyncDir), "{made:?}");
+    removed.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
+    w.release(fd);
+    w.shutdown().unwrap();
+}
+
+/// P3. Two wait for one commit, whose directory cannot be synced: both are told.
+#[test]
+fn who_joins_a_commit_gets_its_result() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let run = |name: &str, fault: Option<usize>| {
+        let w = World::open_as(dir.path(), still(Durability::Fsync, WriteMode::Auto), Some(Strategy::OneBarrier));
+        let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
+        let (arrived_tx, going) = (Mutex::new(arrived_tx), Mutex::new(going));
+        w.seam.hook(move |call| {
+            if call == Call::SyncDir && arrived_tx.lock().unwrap().send(()).is_ok() {
+                going.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap();
+            }
+        });
+        let fault: Vec<_> = fault.map(|n| (n, What::Fail(Errno::IO))).into_iter().collect();
+        w.seam.watch(&fault);
+        let fd = w.create(name).unwrap();
+        w.write_all(fd, 0, b"content").unwrap();
+        let (one, two) = (w.begin_fsync(fd), {
+            arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+            w.begin_fsync(fd)
+        });
+        drop(arrived);
+        go.send(()).unwrap();
+        let results = [one, two].map(|r| r.recv_timeout(Duration::from_secs(60)).unwrap());
+        let at = w.seam.calls().iter().position(|c| *c == Call::SyncDir);
+        w.kill();
+        (results, at.unwrap())
+    };
+    let (results, at) = run("good", None);
+    assert_eq!(results, [Ok(()), Ok(())]);
+    let (results, _) = run("bad", Some(at));
+    assert_eq!(results, [Err(Errno::IO), Err(Errno::IO)]);
 }

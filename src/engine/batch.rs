@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::Engine;
 use super::activity::StepTimes;
+use super::commit::answer_all;
 use super::dir::{Dir, Place};
 use super::dispatch::{Cause, CommitError, Copy, Outcome, Step, Ticket, Work};
 use super::file::{Ctime, Version};
@@ -375,7 +376,7 @@ impl Engine {
                         self.published_not_durable(place, e);
                     }
                     Counters::add(&self.counters.commits, 1);
-                    self.published(file, version, place, published, result.is_ok());
+                    answer_all(self.published(file, version, place, published, result.is_ok()), r);
                 }
                 (None, Err(e)) => self.commit_failed(file, version, e),
                 (None, Ok(())) => {

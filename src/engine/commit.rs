@@ -46,6 +46,11 @@ impl Debts {
     }
 }
 
+/// Answers all that waited for one operation.
+pub(super) fn answer_all(all: Vec<Done>, r: &Outcome) {
+    all.into_iter().for_each(|d| d.answer(r.clone()));
+}
+
 impl Engine {
     /// close(2) of a descriptor by thread `tid` (FUSE FLUSH; one for each of its duplicates and inherited copies).
     /// Commits what was written through it.
@@ -359,7 +364,9 @@ impl Engine {
         Debts { files: found.into_values().collect(), so_far }
     }
 
-    /// The version was published: it is the committed one now. `synced`: and its directory was synced since.
+    /// The version was published: it is the committed one now. `synced`: and its directory was synced since. Gives those who
+    /// joined the commit, who are still to be answered.
+    #[must_use]
     pub(super) fn published(
         &self,
         file: &Arc<File>,
@@ -367,7 +374,7 @@ impl Engine {
         place: &Place,
         new: Published,
         synced: bool,
-    ) {
+    ) -> Vec<Done> {
         let mut st = file.state.write();
         let old = st.id.replace(version.id);
         st.anchor = Some(new.anchor);
@@ -375,7 +382,7 @@ impl Engine {
         st.pin = None;
         st.ctime = new.ctime.map(Box::new);
         if st.go(Event::Published).is_err() {
-            return;
+            return Vec::new();
         }
         st.paid();
         st.unsynced = (!synced).then(|| Box::new((place.dir.clone(), place.dir.changes())));
@@ -386,26 +393,27 @@ impl Engine {
         self.observer().published(file, old, version.id);
         Self::unclaim(file, place);
         Self::close_if_idle(&mut st);
-        self.settled(file, st, &Ok(()));
+        self.settled(file, st)
     }
 
     /// The commit failed before it was published.
     pub(super) fn commit_failed(&self, file: &Arc<File>, version: &Arc<Version>, error: &CommitError) {
         let mut st = file.state.write();
         self.fail(file, &mut st, version, error);
-        self.settled(file, st, &Err(error.clone()));
+        answer_all(self.settled(file, st), &Err(error.clone()));
     }
 
-    /// Ends a commit: everyone who waited for it goes on.
-    pub(super) fn settled(&self, file: &Arc<File>, mut st: parking_lot::RwLockWriteGuard<'_, State>, r: &Outcome) {
+    /// Ends a commit: what was parked goes on. Gives those who joined it, who are still to be answered.
+    #[must_use]
+    pub(super) fn settled(&self, file: &Arc<File>, mut st: RwLockWriteGuard<'_, State>) -> Vec<Done> {
         let waiting = st.waiting.get_mut().take().unwrap_or_default();
         if st.version.as_ref().is_none_or(|v| v.dirty_ms.load(Ordering::Acquire) == 0) {
             self.unsettled.lock().remove(&file.tag);
         }
         drop(st);
-        waiting.joined.into_iter().for_each(|d| d.answer(r.clone()));
         waiting.parked.into_iter().for_each(|p| self.workers.run(p));
         self.idle.notify_all();
+        waiting.joined
     }
 
     pub(super) fn unclaim(file: &Arc<File>, place: &Place) {

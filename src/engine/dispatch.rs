@@ -110,6 +110,11 @@ impl Done {
         Self(None)
     }
 
+    /// Whether somebody waits.
+    pub fn is_awaited(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Answers.
     pub fn answer(mut self, r: Outcome) {
         if let Some(f) = self.0.take() {

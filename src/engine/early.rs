@@ -17,7 +17,7 @@ use super::Engine;
 use super::activity::StepTimes;
 use super::commit::Debts;
 use super::dir::Place;
-use super::dispatch::{CommitError, Done, Step};
+use super::dispatch::{CommitError, Done, Step, Work};
 use super::file::{File, Parked, Version};
 use super::state::{Event, Phase};
 use crate::backend::probe::Strategy;
@@ -107,7 +107,7 @@ impl Engine {
         Taken::Here(Early { file: file.clone(), version, place, replaces: st.id.is_some() })
     }
 
-    fn publish_group(&self, group: &[Early]) {
+    fn publish_group(self: &Arc<Self>, group: &[Early]) {
         let (began, mut times) = (Instant::now(), StepTimes::begin());
         let fds: Vec<_> = group.iter().map(|e| e.version.fd()).collect();
         let written = self.backing.write_out(&fds);
@@ -134,8 +134,11 @@ impl Engine {
                     times.end(Step::Publish);
                     self.note_commit(&e.file, Some(&e.place), began, &times, true);
                     let replaced = e.version.before.lock().take();
-                    self.published(&e.file, &e.version, &e.place, new, false);
+                    let joined = self.published(&e.file, &e.version, &e.place, new, false);
                     drop(replaced);
+                    // Whoever waits for this save waits for a durable one.
+                    let waiting = joined.into_iter().filter(Done::is_awaited);
+                    waiting.for_each(|done| self.send(Work::SyncDir(e.place.dir.clone()), done));
                 }
                 Err(fault) => failed(Step::Publish, fault),
             }

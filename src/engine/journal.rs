@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use super::Engine;
 use super::batch::{Op, note};
-use super::commit::path_of;
+use super::commit::{answer_all, path_of};
 use super::dir::{Dir, Place};
 use super::dispatch::{Copy, Done, Outcome, Step, Work};
 use super::file::{Ctime, File, Handle, State, Version};
@@ -333,7 +333,7 @@ impl Engine {
                 self.note_failed(FailedVersion { path, kept_as: String::new(), failed_at, error });
             }
         }
-        self.settled(file, st, r);
+        answer_all(self.settled(file, st), r);
     }
 
     /// Flushes every file that was written from the journal and begins that anew.

@@ -308,6 +308,13 @@ impl World {
         ask(|reply| self.fs.unlink(ROOT, OsStr::new(name), reply))
     }
 
+    /// As [`World::fsync`], up to where the call waits.
+    pub fn begin_fsync(&self, fd: Fd) -> mpsc::Receiver<Result<(), Errno>> {
+        let (tx, rx) = mpsc::channel();
+        self.fs.fsync(fd.fh, false, Reply::new(move |r| tx.send(r).unwrap()));
+        rx
+    }
+
     /// As [`World::unlink`], up to where the call waits for the saves that come before it.
     pub fn begin_unlink(&self, name: &str) -> mpsc::Receiver<Result<(), Errno>> {
         let (tx, rx) = mpsc::channel();
