@@ -22,7 +22,7 @@ use super::activity::StepTimes;
 use super::commit::answer_all;
 use super::dir::{Dir, Place};
 use super::dispatch::{Cause, CommitError, Copy, Outcome, Step, Ticket, Work};
-use super::file::{Ctime, Version};
+use super::file::{Ctime, File, Version};
 use super::io::ctime_of;
 use super::journal::Logged;
 use crate::backend::probe::Strategy;
@@ -182,7 +182,8 @@ impl Engine {
             })
             .collect();
         let of = |want: fn(Flush) -> bool| plan.iter().filter(move |p| want(p.2)).collect::<Vec<_>>();
-        let outs = of(|f| f == Flush::WriteOut);
+        // Before syncfs too: what it writes for one batch may be another's, and the error is told to the file alone.
+        let outs = of(|f| matches!(f, Flush::WriteOut | Flush::Syncfs));
         let fds: Vec<_> = outs.iter().map(|p| p.1.fd()).collect();
         // Not a flush: EIO here is that file's own write-back error, which no later call would report again.
         for (p, r) in outs.iter().zip(self.backing.write_out(&fds)) {
@@ -196,7 +197,7 @@ impl Engine {
             self.watch_device(&r, "flush of a file");
             note(&mut ops[p.0], Step::Data, r);
         }
-        let whole = of(|f| f == Flush::Syncfs);
+        let whole: Vec<_> = of(|f| f == Flush::Syncfs).into_iter().filter(|p| ops[p.0].alive()).collect();
         if !whole.is_empty() {
             Counters::add(&self.counters.flush_calls, 1);
             let r = self.backing.syncfs();
@@ -270,14 +271,7 @@ impl Engine {
     fn barrier(&self, ops: &mut [Op]) {
         let started = Instant::now();
         let dirs = self.distinct_parents(ops);
-        let files: Vec<(usize, Arc<Version>, bool)> = ops
-            .iter()
-            .enumerate()
-            .filter_map(|(i, op)| match &op.ticket.work {
-                Work::SyncFile { version, data_only, .. } if op.alive() => Some((i, version.clone(), *data_only)),
-                _ => None,
-            })
-            .collect();
+        let files = in_place(ops);
         let checkpoints = ops.iter().any(|op| matches!(op.ticket.work, Work::Checkpoint));
         if dirs.is_empty() && files.is_empty() {
             if checkpoints {
@@ -285,8 +279,7 @@ impl Engine {
             }
             return;
         }
-        let upto: Vec<u64> = files.iter().map(|f| f.1.changes.load(Ordering::Acquire)).collect();
-        let jobs: Vec<_> = files.iter().map(|f| SyncJob { fd: f.1.fd(), data_only: f.2 }).collect();
+        let jobs: Vec<_> = files.iter().map(|f| SyncJob { fd: f.version.fd(), data_only: f.data_only }).collect();
         let (dir_results, file_results) = self.sync_group(&dirs, &jobs);
         self.flushed(started.elapsed());
         let mut by_dir = HashMap::new();
@@ -306,16 +299,14 @@ impl Engine {
         }
         for (f, r) in files.iter().zip(file_results) {
             self.watch_device(&r, "flush of a file written in place");
-            note(&mut ops[f.0], Step::Data, r);
+            f.ops.iter().for_each(|i| note(&mut ops[*i], Step::Data, r.clone()));
         }
-        if checkpoints || files.iter().any(|f| self.journal.wrote(f.1.id)) {
+        if checkpoints || files.iter().any(|f| self.journal.wrote(f.version.id)) {
             // What was just made durable must not be undone by an older record.
             self.checkpoint_for(ops);
         }
-        for (f, upto) in files.iter().zip(upto) {
-            if let Work::SyncFile { file, version, .. } = &ops[f.0].ticket.work {
-                self.file_synced(file, version, upto, &outcome(&ops[f.0]));
-            }
+        for f in files {
+            self.file_synced(&f, &outcome(&ops[f.ops[0]]));
         }
     }
 
@@ -373,6 +364,8 @@ impl Engine {
             Work::Publish { file, version, place, .. } => match (op.published, &result) {
                 (Some(published), r) => {
                     if let Err(e) = r {
+                        // Whatever kept the barrier from its directory: the name there is still to be made durable.
+                        self.owe_sync(&place.dir);
                         self.published_not_durable(place, e);
                     }
                     Counters::add(&self.counters.commits, 1);
@@ -390,6 +383,7 @@ impl Engine {
             },
             Work::SyncFile { .. } => Counters::add(&self.counters.in_place_syncs, 1),
             Work::SyncDir(_) => Counters::add(&self.counters.dir_sync_requests, 1),
+            Work::Unlink { place, .. } if result.is_err() => self.owe_sync(&place.dir),
             Work::Unlink { .. } | Work::Checkpoint | Work::Copy(_) => {}
         }
         // The gate only sees an answer; its verdict does not change it.
@@ -412,6 +406,34 @@ impl Engine {
             Ok(()) => {}
         }
     }
+}
+
+/// A version that is written in place, for all operations of a batch that flush it: by one call, since the kernel tells a
+/// write-back error once for each descriptor, and this is one.
+pub(super) struct InPlace {
+    pub(super) file: Arc<File>,
+    pub(super) version: Arc<Version>,
+    pub(super) data_only: bool,
+    /// Its changes before the flush.
+    pub(super) upto: u64,
+    ops: Vec<usize>,
+}
+
+fn in_place(ops: &[Op]) -> Vec<InPlace> {
+    let mut all: Vec<InPlace> = Vec::new();
+    let mut known = HashMap::new();
+    for (i, op) in ops.iter().enumerate().filter(|(_, op)| op.alive()) {
+        let Work::SyncFile { file, version, data_only } = &op.ticket.work else { continue };
+        let at = *known.entry(Arc::as_ptr(version)).or_insert(all.len());
+        if let Some(f) = all.get_mut(at) {
+            f.data_only &= data_only;
+            f.ops.push(i);
+        } else {
+            let (file, version, upto) = (file.clone(), version.clone(), version.changes.load(Ordering::Acquire));
+            all.push(InPlace { file, version, data_only: *data_only, upto, ops: vec![i] });
+        }
+    }
+    all
 }
 
 pub(super) fn note(op: &mut Op, step: Step, r: Result<(), Fault>) {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use parking_lot::{Mutex, RwLockWriteGuard};
 use rustix::io::Errno;
 
-use super::batch::Published;
+use super::batch::{InPlace, Published};
 use super::dir::{Dir, Place};
 use super::dispatch::{Cause, CommitError, Done, Outcome, Step, Ticket, Work};
 use super::file::{File, Handle, Parked, State, Version, owed_so_far};
@@ -56,16 +56,34 @@ impl Engine {
     /// Commits what was written through it.
     pub fn close(self: &Arc<Self>, h: &Handle, tid: u32, done: Done) {
         self.look(h);
-        if !h.dirty.load(Ordering::Acquire) || !h.ends_save(tid) {
+        let waits = matches!(h.policy.durability, Durability::Always | Durability::Close);
+        if !h.ends_save(tid) {
             return done.answer(Ok(()));
         }
+        if !h.dirty.load(Ordering::Acquire) {
+            // Another copy of the descriptor may have submitted what was written through this one.
+            return if waits && h.writes() { self.join(h, done) } else { done.answer(Ok(())) };
+        }
         h.file.note_use(tid, h.policy.durability);
-        let waits = matches!(h.policy.durability, Durability::Always | Durability::Close);
         self.commit_handle(h, waits, false, done);
+    }
+
+    /// Answers when the commit that runs has ended; at once when none does.
+    fn join(self: &Arc<Self>, h: &Handle, done: Done) {
+        let mut st = h.file.state.write();
+        let running = st.phase == Phase::Committing;
+        let answer = if running { self.submit(&h.file, &mut st, false, done) } else { Some((done, Ok(()))) };
+        drop(st);
+        give(answer);
     }
 
     /// fsync(2) or fdatasync(2).
     pub fn fsync(self: &Arc<Self>, h: &Handle, data_only: bool, done: Done) {
+        if h.file.state.read().lost.is_some()
+            && let Some(e) = h.file.state.write().lost.take()
+        {
+            return done.answer(Err(CommitError::at(Step::Publish, Fault::Os(e))));
+        }
         let waits = h.policy.durability != Durability::Relaxed;
         self.commit_handle(h, waits, data_only && waits, done);
     }
@@ -236,7 +254,8 @@ impl Engine {
             Phase::Clean => {
                 st.unsynced.take_if(|u| u.0.is_synced_upto(u.1));
                 let dir = st.unsynced.as_ref().map(|u| Work::SyncDir(u.0.clone()));
-                let version = st.version.as_ref().filter(|v| !v.is_synced()).cloned();
+                let done_already = |v: &&Arc<Version>| if data_only { v.is_synced() } else { v.is_durable() };
+                let version = st.version.as_ref().filter(|v| !done_already(v)).cloned();
                 let content = version.map(|version| Work::SyncFile { file: file.clone(), version, data_only });
                 self.send_all([dir, content].into_iter().flatten().collect(), done)
             }
@@ -431,6 +450,7 @@ impl Engine {
         }
         st.failures += 1;
         st.owed_in.iter().for_each(|dir| *dir.lost.lock() = Some(error.errno()));
+        st.lost = st.owes().then(|| error.errno());
         st.paid();
         self.unsettled.lock().remove(&file.tag);
         st.unflushed = 0;
@@ -491,19 +511,45 @@ impl Engine {
         self.keep_failed(version, place, &error);
     }
 
-    /// The result of a sync of writes in place.
-    pub(super) fn file_synced(&self, file: &Arc<File>, version: &Version, upto: u64, r: &Outcome) {
-        if r.is_ok() && version.mark_synced(upto) {
-            let mut st = file.state.write();
-            let current = st.version.as_ref().is_some_and(|v| v.id == version.id && v.is_synced());
-            if current && st.phase != Phase::Staged {
-                st.paid();
-                self.unsettled.lock().remove(&file.tag);
-                Self::close_if_idle(&mut st);
+    /// The result of a sync of writes in place. What the kernel could not write it forgets, and says so once: so nobody who
+    /// had the file open is ever told that it is durable.
+    pub(super) fn file_synced(&self, f: &InPlace, r: &Outcome) {
+        let mut st = f.file.state.write();
+        match r {
+            Ok(()) if f.version.mark_synced(f.upto) => {
+                f.version.data_only.store(f.data_only, Ordering::Release);
+                let current = st.version.as_ref().is_some_and(|v| v.id == f.version.id && v.is_synced());
+                if current && st.phase != Phase::Staged {
+                    st.paid();
+                    self.unsettled.lock().remove(&f.file.tag);
+                    Self::close_if_idle(&mut st);
+                }
             }
-            drop(st);
+            Ok(()) => {}
+            Err(e) => {
+                st.failures += 1;
+                let place = st.names.first().cloned();
+                drop(st);
+                self.lost_in_place(place.as_ref(), e);
+            }
         }
         self.idle.notify_all();
+    }
+
+    /// Counts and names a failed sync of writes in place.
+    fn lost_in_place(&self, place: Option<&Place>, e: &CommitError) {
+        Counters::add(&self.counters.commit_failures, 1);
+        let path = path_of(place);
+        tracing::error!(
+            %path, step = %e.failed_at, cause = %e.source,
+            "writes in place may not have reached the device: programs that have the file open get EIO; check it"
+        );
+        self.note_failed(FailedVersion {
+            path,
+            kept_as: String::new(),
+            failed_at: e.failed_at.to_string(),
+            error: e.source.to_string(),
+        });
     }
 }
 

@@ -103,7 +103,8 @@ pub struct Dir {
 }
 
 impl Dir {
-    /// A directory that is all synced.
+    /// A directory of which nothing is known: names in it may have changed before, by a daemon that was killed or when the
+    /// kernel last knew it. So its first sync is one.
     pub fn new(tag: u64, id: FileId, anchor: Anchor, place: Option<Place>) -> Self {
         Self {
             tag,
@@ -118,8 +119,8 @@ impl Dir {
             lost: Mutex::new(None),
             fd: Mutex::new(None),
             gone: AtomicBool::new(false),
-            changed: AtomicU64::new(0),
-            acknowledged: AtomicU64::new(0),
+            changed: AtomicU64::new(1),
+            acknowledged: AtomicU64::new(1),
             synced: AtomicU64::new(0),
         }
     }

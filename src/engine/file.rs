@@ -34,6 +34,8 @@ pub struct Version {
     pub changes: AtomicU64,
     /// The count of changes that the last flush covered.
     pub synced: AtomicU64,
+    /// That flush was of the content alone (fdatasync): times, mode and owner may not be durable.
+    pub data_only: AtomicBool,
     /// Milliseconds since the engine's start (at least 1) of the oldest change that is not durable; 0: none.
     pub dirty_ms: AtomicU64,
     /// The file carries capabilities, which the next write takes away.
@@ -66,6 +68,7 @@ impl Version {
             append_only: false,
             changes: AtomicU64::new(1),
             synced: AtomicU64::new(0),
+            data_only: AtomicBool::new(false),
             dirty_ms: AtomicU64::new(0),
             caps: AtomicBool::new(false),
             last_write_ms: AtomicU64::new(0),
@@ -109,6 +112,11 @@ impl Version {
     /// Whether every change of the inode is known to be durable.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire) >= self.changes.load(Ordering::Acquire)
+    }
+
+    /// As [`Version::is_synced`], the attributes included.
+    pub fn is_durable(&self) -> bool {
+        self.is_synced() && !self.data_only.load(Ordering::Acquire)
     }
 
     /// Borrowed descriptor.
@@ -171,6 +179,8 @@ pub struct State {
     pub unsynced: Option<Box<(Arc<Dir>, u64)>>,
     /// Commits that failed; a descriptor opened before the last failure stays failed.
     pub failures: u32,
+    /// A save that was acknowledged failed with nobody waiting: told once, by the next fsync of the file.
+    pub lost: Option<Errno>,
     /// Waiting for the commit that runs. The lock is never taken: it makes the state shareable.
     pub waiting: Mutex<Option<Box<Waiting>>>,
     /// Publication moves the change time, which no program asked for.
@@ -366,6 +376,7 @@ impl State {
             unsynced: None,
             policy: Policy::default(),
             failures: 0,
+            lost: None,
             waiting: Mutex::default(),
             ctime: None,
             pin: None,

@@ -108,6 +108,7 @@ impl Engine {
         };
         let size = rfs::fstat(v.fd())?.st_size as u64;
         st.go(Event::Stage)?;
+        st.lost = None;
         self.sync_what_is_owed(file, st);
         overlay.begin(size);
         for place in &st.names {
@@ -170,7 +171,7 @@ impl Engine {
                     dirs.push(place.dir.clone());
                 }
             }
-            if !version.is_synced() {
+            if !version.is_durable() {
                 files.push((i, version.clone(), version.changes.load(Ordering::Acquire)));
             }
         }
@@ -191,6 +192,7 @@ impl Engine {
             self.watch_device(&r, "flush of a file ahead of the journal");
             if r.is_ok() {
                 version.mark_synced(*upto);
+                version.data_only.store(false, Ordering::Release);
             }
             note(&mut ops[*i], Step::Data, r);
         }
@@ -351,7 +353,9 @@ impl Engine {
         let jobs: Vec<_> = files.iter().map(|v| SyncJob { fd: v.fd(), data_only: false }).collect();
         let (_, results) = self.sync_group(&[], &jobs);
         results.iter().for_each(|r| self.watch_device(r, "flush of a file written from the journal"));
-        results.into_iter().collect::<Result<(), Fault>>()?;
+        let all: Result<(), Fault> = results.into_iter().collect();
+        // Whatever the error: the next flush would not repeat it, and the records are all that is left of those writes.
+        all.inspect_err(|e| self.poison(&format!("a file written from the journal could not be flushed: {e}")))?;
         contain(|| log.restart(&self.backing)).inspect_err(|fault| self.count_panic(fault))?;
         self.flush_log(log)?;
         self.journal.files.lock().clear();

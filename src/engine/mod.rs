@@ -124,6 +124,8 @@ pub struct Engine {
     /// Files with descriptors through which the kernel writes unseen.
     unseen: Mutex<HashMap<u64, Arc<File>>>,
     dirty_dirs: Mutex<HashMap<u64, Arc<Dir>>>,
+    /// Those of them whose sync is on its way; changed with those locked.
+    names_in_flight: AtomicU64,
     observer: OnceLock<Arc<dyn Observer>>,
     read_only: RwLock<Option<String>>,
     failed: Mutex<VecDeque<FailedVersion>>,
@@ -178,6 +180,7 @@ impl Engine {
             publishing: Mutex::default(),
             unseen: Mutex::default(),
             dirty_dirs: Mutex::default(),
+            names_in_flight: AtomicU64::new(0),
             observer: OnceLock::new(),
             read_only: RwLock::new(None),
             failed: Mutex::default(),

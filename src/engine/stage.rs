@@ -114,6 +114,7 @@ impl Engine {
             return Ok(false);
         }
         st.go(Event::Stage)?;
+        st.lost = None;
         self.sync_what_is_owed(file, st);
         st.policy = policy;
         let now = self.now_ms();

@@ -43,18 +43,33 @@ impl Engine {
 
     /// Submits a sync of every directory with names that are not durable yet.
     fn sync_names(self: &Arc<Self>) {
-        let dirs: Vec<_> = self.dirty_dirs.lock().drain().map(|(_, d)| d).collect();
-        for dir in dirs.into_iter().filter(|d| !d.is_synced()) {
+        let dirs: Vec<_> = {
+            let mut dirty = self.dirty_dirs.lock();
+            dirty.retain(|_, d| !d.is_synced());
+            // Until they are synced or dirty again, they are counted here: a drain must not miss them in between.
+            self.names_in_flight.fetch_add(dirty.len() as u64, Ordering::AcqRel);
+            dirty.drain().map(|(_, d)| d).collect()
+        };
+        for dir in dirs {
             let me = self.clone();
             let again = dir.clone();
             let done = Done::new(move |r| {
+                let mut dirty = me.dirty_dirs.lock();
                 if r.is_err() || !again.is_synced() {
-                    me.dirty_dirs.lock().insert(again.tag, again.clone());
+                    dirty.insert(again.tag, again.clone());
                 }
+                me.names_in_flight.fetch_sub(1, Ordering::AcqRel);
+                drop(dirty);
                 me.idle.notify_all();
             });
             self.send(Work::SyncDir(dir), done);
         }
+    }
+
+    /// Directories with names that are not durable.
+    fn names_left(&self) -> u64 {
+        let dirty = self.dirty_dirs.lock();
+        dirty.len() as u64 + self.names_in_flight.load(Ordering::Acquire)
     }
 
     /// Makes everything durable that a program was told is done; `Err` with the number of files and directories left
@@ -75,7 +90,7 @@ impl Engine {
                 let files = self.unsettled_files().iter().filter(|f| owes(&f.state.read())).count();
                 files as u64
                     + u64::from(journal())
-                    + self.dirty_dirs.lock().len() as u64
+                    + self.names_left()
                     + self.counters.in_flight.load(Ordering::Relaxed)
             };
             if left() == 0 {

@@ -249,7 +249,7 @@ impl Fs {
         let Some(node) = self.table.get(id) else { return };
         let free = match &node.kind {
             Kind::File(f) => f.state.read().opens == 0 && Engine::is_settled(f),
-            Kind::Dir(d) => d.staged.lock().is_empty(),
+            Kind::Dir(d) => d.staged.lock().is_empty() && d.lost.lock().is_none(),
             Kind::Other(_) => true,
         };
         if free && self.table.remove_if_forgotten(&node) {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests: a failure there is a failure of the test
 
+mod waiters;
+
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, mpsc};
@@ -239,6 +241,8 @@ fn closes_of_duplicates() {
 fn a_directory_needs_a_sync_for_what_programs_were_told_of() {
     let r = rig();
     let (engine, root) = (r.engine.clone(), r.root.clone());
+    assert!(!root.is_synced(), "a daemon that was killed may have left names that are not durable");
+    root.mark_synced(root.changes());
     let (tx, rx) = mpsc::channel();
     r.rule(move |call, nth| {
         // In the barrier of a commit, whose program is told nothing yet.
