@@ -61,8 +61,8 @@ impl Engine {
             return done.answer(Ok(()));
         }
         if !h.dirty.load(Ordering::Acquire) {
-            // Another copy of the descriptor may have submitted what was written through this one.
-            return if waits && h.writes() { self.join(h, done) } else { done.answer(Ok(())) };
+            // Another process may have submitted what this one wrote through its copy of the descriptor.
+            return if waits && h.submitted(tid) { self.join(h, done) } else { done.answer(Ok(())) };
         }
         h.file.note_use(tid, h.policy.durability);
         self.commit_handle(h, waits, false, done);
@@ -149,7 +149,8 @@ impl Engine {
     fn unmark(h: &Handle, st: &mut State) {
         if h.dirty.swap(false, Ordering::AcqRel) {
             st.unflushed = st.unflushed.saturating_sub(1);
-            h.writers.lock().clear();
+            let writers = std::mem::take(&mut *h.writers.lock());
+            *h.submitters.lock() = writers;
         }
     }
 

@@ -405,6 +405,8 @@ pub struct Handle {
     pub failures: u32,
     /// Threads that wrote through it since its last commit.
     pub writers: Mutex<Vec<u32>>,
+    /// Those of the commit before.
+    pub submitters: Mutex<Vec<u32>>,
 }
 
 impl Handle {
@@ -438,6 +440,11 @@ impl Handle {
     pub fn ends_save(&self, tid: u32) -> bool {
         let writers = self.writers.lock();
         writers.is_empty() || tid == 0 || writers.iter().any(|w| *w == 0 || *w == tid || sys::same_process(*w, tid))
+    }
+
+    /// Whether the process of thread `tid` wrote what the last close or fsync submitted.
+    pub fn submitted(&self, tid: u32) -> bool {
+        self.submitters.lock().iter().any(|w| *w == tid || sys::same_process(*w, tid))
     }
 
     /// Notes a write; true when it is the first since the last close or fsync.

@@ -539,6 +539,7 @@ pub(super) fn opened(file: &Arc<File>, st: &mut State, flags: i32, policy: Polic
         dirty: false.into(),
         failures: st.failures,
         writers: parking_lot::Mutex::default(),
+        submitters: parking_lot::Mutex::default(),
     };
     if handle.writes() {
         st.writers += 1;

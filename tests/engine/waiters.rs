@@ -76,12 +76,15 @@ fn a_write_back_error_is_everybodys() {
     assert_eq!(r.engine.failed_versions().len(), 1);
 }
 
-/// P2. Two processes wrote through one descriptor: the close of each waits for the commit, whoever began it.
+/// P2. Two processes wrote through one descriptor: the close of each waits for the commit, whoever began it. One that only
+/// inherited it waits for nothing: its exec closes the descriptor, and may be what ends the commit (`fsfreeze -u`).
 #[test]
 fn a_close_waits_for_the_commit_that_another_began() {
     let r = rig();
     let h = r.create("a");
     r.write(&h, b"by both").unwrap();
+    let (me, init) = (rustix::thread::gettid().as_raw_nonzero().get() as u32, 1);
+    h.note_writer(me);
     let (go, wait) = mpsc::channel::<()>();
     r.rule(move |c, _| {
         if c == Call::SyncDir {
@@ -92,8 +95,11 @@ fn a_close_waits_for_the_commit_that_another_began() {
     let (tx, rx) = mpsc::channel();
     for _ in 0..2 {
         let tx = tx.clone();
-        r.engine.close(&h, 0, Done::new(move |r| tx.send(r.is_ok()).unwrap()));
+        r.engine.close(&h, me, Done::new(move |r| tx.send(r.is_ok()).unwrap()));
     }
+    let (inherited, answer) = mpsc::channel();
+    r.engine.close(&h, init, Done::new(move |r| inherited.send(r.is_ok()).unwrap()));
+    assert_eq!(answer.try_recv(), Ok(true));
     assert!(rx.try_recv().is_err(), "told before the directory was synced");
     go.send(()).unwrap();
     assert!((0..2).all(|_| rx.recv_timeout(Duration::from_secs(60)).unwrap()));
