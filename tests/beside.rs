@@ -34,10 +34,6 @@ fn others_go_on<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> bool {
     })
 }
 
-fn counter(mount: &Mount, name: &str) -> u64 {
-    mount.status()["counters"][name].as_u64().unwrap()
-}
-
 #[test]
 fn a_program_that_reads_from_the_device_holds_up_nobody() {
     if !can_mount("a_program_that_reads_from_the_device_holds_up_nobody") {
@@ -55,7 +51,7 @@ fn a_program_that_reads_from_the_device_holds_up_nobody() {
     let read = || seen = fs::read(mount.path().join("large")).unwrap();
     assert!(others_go_on(mount.path(), read), "{LOOKUPS} lookups took longer than {BUSY} s of reading");
     assert!(seen == content, "what came from the device is what is there");
-    let waited = counter(&mount, "device_reads");
+    let waited = mount.counter("device_reads");
     assert!(waited > 0);
     // It is in the kernel's cache of the backing file now, and no device is waited for.
     let file = File::open(mount.path().join("large")).unwrap();
@@ -63,7 +59,7 @@ fn a_program_that_reads_from_the_device_holds_up_nobody() {
     let mut all = vec![0; content.len()];
     file.read_exact_at(&mut all, 0).unwrap();
     assert!(all == content);
-    assert_eq!(counter(&mount, "device_reads"), waited);
+    assert_eq!(mount.counter("device_reads"), waited);
     drop(file);
     mount.stop();
 }
@@ -84,7 +80,7 @@ fn a_program_that_writes_to_the_device_holds_up_nobody() {
         file
     };
     assert!(others_go_on(mount.path(), write), "{LOOKUPS} lookups took longer than {BUSY} s of writing");
-    assert!(counter(&mount, "device_writes") > 0 && counter(&mount, "direct_writes") > 0);
+    assert!(mount.counter("device_writes") > 0 && mount.counter("direct_writes") > 0);
     assert!(fs::read(&path).unwrap() == content);
     mount.stop();
 }

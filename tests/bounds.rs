@@ -237,7 +237,7 @@ fn the_queue_has_a_bound() {
         }
     });
     let took = start.elapsed();
-    let waits = mount.status()["counters"]["queue_full_waits"].as_u64().unwrap();
+    let waits = mount.counter("queue_full_waits");
     say(&format!("{WRITERS} saves, one in the queue: {waits} waits, {took:?}"));
     assert!(waits > 0, "the queue was never full: nothing was tested");
     // With one commit for each batch and a flush for each batch, nobody was answered before their own.

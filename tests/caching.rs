@@ -42,10 +42,6 @@ fn eventually(what: &str, done: impl FnMut() -> bool) {
     assert!(wait_until(Duration::from_secs(60), done), "{what}");
 }
 
-fn counter(mount: &Mount, name: &str) -> u64 {
-    mount.status()["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
-}
-
 fn open_rw(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).unwrap()
 }
@@ -70,7 +66,7 @@ fn in_place_files_are_served_by_the_kernel() {
     fs::write(&txt, "served by the daemon").unwrap();
     assert_eq!(mount.status()["no_passthrough"], "");
     let (db, txt) = (open_rw(&db), open_rw(&txt));
-    assert!(counter(&mount, "passthrough_opens") >= 2 && counter(&mount, "passthrough_fallbacks") == 0);
+    assert!(mount.counter("passthrough_opens") >= 2 && mount.counter("passthrough_fallbacks") == 0);
     mount.kill9();
     let mut head = [0; 6];
     db.read_exact_at(&mut head, 0).unwrap();
@@ -121,11 +117,11 @@ fn passthrough_is_one_file() {
         assert_eq!(seen(), "New\0\0New");
         assert_eq!(rustix::fs::seek(&b, rustix::fs::SeekFrom::Hole(0)).unwrap(), 8);
         // O_SYNC: each write comes to the daemon, beside descriptors that the kernel serves.
-        let syncs = counter(mount, "in_place_syncs");
+        let syncs = mount.counter("in_place_syncs");
         let sync = OpenOptions::new().write(true).custom_flags(libc::O_DSYNC).open(&path).unwrap();
         sync.write_all_at(b"S", 0).unwrap();
         assert_eq!(seen(), "Sew\0\0New");
-        assert!(counter(mount, "in_place_syncs") > syncs, "its flush is shared");
+        assert!(mount.counter("in_place_syncs") > syncs, "its flush is shared");
         // A shared map in another process, and one that outlives its descriptor.
         let py = "import mmap,os\nf=os.open('f.db',os.O_RDWR); m=mmap.mmap(f,8); os.close(f); m[0:1]=b'M'\n\
             assert open('f.db','rb').read(1)==b'M'\nopen('f.db','r+b').write(b'W')\nassert m[0:1]==b'W'\n";
@@ -225,7 +221,7 @@ fn modes_never_mix() {
             stop.store(true, Ordering::Relaxed);
             jobs.into_iter().for_each(|j| j.join().unwrap());
         });
-        assert!(counter(mount, "passthrough_opens") > 10, "both kinds were met");
+        assert!(mount.counter("passthrough_opens") > 10, "both kinds were met");
     });
 }
 
@@ -238,7 +234,7 @@ fn passthrough_writes_are_made_durable() {
         let path = mnt.join("f.db");
         fs::write(&path, "x").unwrap();
         run(fsys().arg("drain").arg(mnt));
-        let syncs = || (counter(mount, "in_place_syncs"), fs.flushes());
+        let syncs = || (mount.counter("in_place_syncs"), fs.flushes());
         let cost = |f: &dyn Fn()| {
             let before = syncs();
             f();
@@ -290,8 +286,8 @@ fn without_passthrough() {
         f.write_all_at(b"new", 0).unwrap();
         assert_eq!(text(&backing.join("f.db")).unwrap(), "new");
         f.sync_all().unwrap();
-        assert_eq!(counter(mount, "passthrough_opens"), 0);
-        assert!(counter(mount, "passthrough_fallbacks") > 0);
+        assert_eq!(mount.counter("passthrough_opens"), 0);
+        assert!(mount.counter("passthrough_fallbacks") > 0);
         assert!(mount.status()["no_passthrough"].as_str().unwrap().contains("switched off"));
     });
 }
@@ -343,7 +339,7 @@ fn changes_behind_the_mount_are_seen() {
             sh("rm content");
             eventually("gone for good", || !m.join("content").exists());
             let watched = options.is_empty();
-            assert_eq!(counter(mount, "outside_changes") > 0, watched);
+            assert_eq!(mount.counter("outside_changes") > 0, watched);
             assert_eq!(mount.status()["no_watch"] == "", watched);
         });
     }

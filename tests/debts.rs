@@ -6,8 +6,7 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, mpsc};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::world::{What, World, still};
@@ -154,25 +153,18 @@ fn a_debt_is_not_taken_for_the_one_before_it() {
         w.save(name, b"to be removed").unwrap();
     }
     w.drain().unwrap();
-    let (links, (arrived_tx, arrived), (go, going)) = (AtomicUsize::new(0), mpsc::channel(), mpsc::channel());
-    let (arrived_tx, going) = (Mutex::new(arrived_tx), Mutex::new(going));
-    w.seam.hook(move |call| {
-        if call == Call::LinkStage && links.fetch_add(1, Ordering::AcqRel) == 1 {
-            arrived_tx.lock().unwrap().send(()).unwrap();
-            going.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap();
-        }
-    });
+    let stopped = w.seam.stop_at(Call::LinkStage, 1);
     w.save("b", b"first").unwrap();
     w.save("c", b"first").unwrap();
     // Both removals have to pay for `b` and `c`; the first of them stands between the two.
     let removals = [w.begin_unlink("one"), w.begin_unlink("two")];
-    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    stopped.arrived();
     assert_eq!(w.on_disk("b").unwrap(), b"first");
     w.save("a", b"before the second b").unwrap();
     let b = w.open_with("b", libc::O_RDWR | libc::O_TRUNC).unwrap();
     w.write_all(b, 0, b"second").unwrap();
     w.close(b).unwrap();
-    go.send(()).unwrap();
+    stopped.go();
     for removed in removals {
         removed.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
     }
@@ -189,20 +181,13 @@ fn an_fsync_does_not_end_with_an_early_publication() {
     w.save("old", b"to be removed").unwrap();
     w.drain().unwrap();
     let before = w.seam.calls().len();
-    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
-    let (arrived_tx, going) = (Mutex::new(arrived_tx), Mutex::new(going));
-    w.seam.hook(move |call| {
-        if call == Call::LinkStage {
-            arrived_tx.lock().unwrap().send(()).unwrap();
-            going.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap();
-        }
-    });
+    let stopped = w.seam.stop_at(Call::LinkStage, 0);
     w.save("new", b"content").unwrap();
     let removed = w.begin_unlink("old");
-    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    stopped.arrived();
     let fd = w.open_with("new", libc::O_RDONLY).unwrap();
     let synced = w.begin_fsync(fd);
-    go.send(()).unwrap();
+    stopped.go();
     synced.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
     let made = w.seam.calls().split_off(before);
     let link = made.iter().position(|c| *c == Call::LinkStage).unwrap();
@@ -218,23 +203,15 @@ fn who_joins_a_commit_gets_its_result() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let run = |name: &str, fault: Option<usize>| {
         let w = World::open_as(dir.path(), still(Durability::Fsync, WriteMode::Auto), Some(Strategy::OneBarrier));
-        let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
-        let (arrived_tx, going) = (Mutex::new(arrived_tx), Mutex::new(going));
-        w.seam.hook(move |call| {
-            if call == Call::SyncDir && arrived_tx.lock().unwrap().send(()).is_ok() {
-                going.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap();
-            }
-        });
+        let stopped = w.seam.stop_at(Call::SyncDir, 0);
         let fault: Vec<_> = fault.map(|n| (n, What::Fail(Errno::IO))).into_iter().collect();
         w.seam.watch(&fault);
         let fd = w.create(name).unwrap();
         w.write_all(fd, 0, b"content").unwrap();
-        let (one, two) = (w.begin_fsync(fd), {
-            arrived.recv_timeout(Duration::from_secs(60)).unwrap();
-            w.begin_fsync(fd)
-        });
-        drop(arrived);
-        go.send(()).unwrap();
+        let one = w.begin_fsync(fd);
+        stopped.arrived();
+        let two = w.begin_fsync(fd);
+        stopped.go();
         let results = [one, two].map(|r| r.recv_timeout(Duration::from_secs(60)).unwrap());
         let at = w.seam.calls().iter().position(|c| *c == Call::SyncDir);
         w.kill();

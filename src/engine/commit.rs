@@ -17,7 +17,7 @@ use super::state::{Event, Phase};
 use super::{Behind, Engine};
 use crate::backend::{Fault, contain};
 use crate::config::policy::Durability;
-use crate::telemetry::{Counters, FailedVersion};
+use crate::telemetry::Counters;
 
 /// An answer to give once no lock is held.
 pub(super) type Answer = Option<(Done, Outcome)>;
@@ -57,12 +57,12 @@ impl Engine {
     pub fn close(self: &Arc<Self>, h: &Handle, tid: u32, done: Done) {
         self.look(h);
         let waits = matches!(h.policy.durability, Durability::Always | Durability::Close);
-        if !h.ends_save(tid) {
-            return done.answer(Ok(()));
-        }
         if !h.dirty.load(Ordering::Acquire) {
             // Another process may have submitted what this one wrote through its copy of the descriptor.
             return if waits && h.submitted(tid) { self.join(h, done) } else { done.answer(Ok(())) };
+        }
+        if !h.ends_save(tid) {
+            return done.answer(Ok(()));
         }
         h.file.note_use(tid, h.policy.durability);
         self.commit_handle(h, waits, false, done);
@@ -498,12 +498,7 @@ impl Engine {
             keep_error = kept.err().map(|e| e.to_string()),
             "commit failed: the previous version stands; free space or check the device, then save again"
         );
-        self.note_failed(FailedVersion {
-            path,
-            kept_as,
-            failed_at: error.failed_at.to_string(),
-            error: error.source.to_string(),
-        });
+        self.note_failed(path, kept_as, error);
     }
 
     /// At the end of the mount: a version that a program was still writing is kept, not published.
@@ -545,12 +540,7 @@ impl Engine {
             %path, step = %e.failed_at, cause = %e.source,
             "writes in place may not have reached the device: programs that have the file open get EIO; check it"
         );
-        self.note_failed(FailedVersion {
-            path,
-            kept_as: String::new(),
-            failed_at: e.failed_at.to_string(),
-            error: e.source.to_string(),
-        });
+        self.note_failed(path, String::new(), e);
     }
 }
 

@@ -32,7 +32,7 @@ use super::state::{Event, Phase};
 use crate::backend::uring::SyncJob;
 use crate::backend::{Anchor, Fault, FileId, contain};
 use crate::config::policy::{Policy, WriteMode};
-use crate::telemetry::{Counters, FailedVersion};
+use crate::telemetry::Counters;
 
 /// Files with records in the log, after which it is begun anew: each is held open.
 const FILES_MAX: usize = 256;
@@ -331,8 +331,7 @@ impl Engine {
                 Counters::add(&self.counters.commit_failures, 1);
                 let path = path_of(names.first());
                 tracing::error!(%path, step = %e.failed_at, cause = %e.source, "in the journal, not yet in its file");
-                let (failed_at, error) = (e.failed_at.to_string(), e.source.to_string());
-                self.note_failed(FailedVersion { path, kept_as: String::new(), failed_at, error });
+                self.note_failed(path, String::new(), e);
             }
         }
         answer_all(self.settled(file, st), r);

@@ -272,12 +272,13 @@ impl Engine {
     }
 
     /// Remembers a failed version for the status.
-    fn note_failed(&self, v: FailedVersion) {
+    fn note_failed(&self, path: String, kept_as: String, e: &dispatch::CommitError) {
+        let (failed_at, error) = (e.failed_at.to_string(), e.source.to_string());
         let mut failed = self.failed.lock();
         if failed.len() == FAILED_KEPT {
             failed.pop_front();
         }
-        failed.push_back(v);
+        failed.push_back(FailedVersion { path, kept_as, failed_at, error });
     }
 
     /// A version is in place under its name, but the sync of its directory failed.
@@ -288,12 +289,7 @@ impl Engine {
             %path, step = %e.failed_at, cause = %e.source,
             "saved but not known to be durable: after a crash the file is old or new; save again"
         );
-        self.note_failed(FailedVersion {
-            path,
-            kept_as: String::new(),
-            failed_at: e.failed_at.to_string(),
-            error: e.source.to_string(),
-        });
+        self.note_failed(path, String::new(), e);
     }
 
     /// The failed versions, newest last.

@@ -69,15 +69,15 @@ impl Fs {
             Ok(h) => h,
             Err(e) => return reply.send(Err(e)),
         };
-        let (me, to) = (self.clone(), h.clone());
-        let write = move |data: &[u8]| me.write_now(&to, tid, off, data, kill, reply);
         // Not what the kernel writes back by itself: it opens the file with `O_TRUNC` meanwhile.
         if tid == 0 || !self.engine.write_waits(&h, data.len()) {
-            return write(data);
+            return self.write_now(&h, tid, off, data, kill, reply);
         }
         // Before it is written another process may close its copy of the descriptor.
         h.note_writer(tid);
         Counters::add(&self.engine.counters.device_writes, 1);
+        let me = self.clone();
+        let write = move |data: &[u8]| me.write_now(&h, tid, off, data, kill, reply);
         if let Some(write) = self.engine.write_later(data, write) {
             write(data);
         }

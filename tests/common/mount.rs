@@ -106,6 +106,11 @@ impl Mount {
         })
     }
 
+    /// A counter of the status.
+    pub fn counter(&self, name: &str) -> u64 {
+        self.status()["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
+    }
+
     fn ask_pid(&self) -> Pid {
         let status = self.status();
         // With a mount point as argument the answer may be the mount itself or a list of one.

@@ -9,6 +9,7 @@ use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,24 @@ struct Seen {
 #[derive(Default)]
 pub struct Seam(Mutex<Seen>, OnceLock<Hook>);
 
+/// A call that stops ([`Seam::stop_at`]).
+pub struct Stopped {
+    arrived: mpsc::Receiver<()>,
+    go: mpsc::Sender<()>,
+}
+
+impl Stopped {
+    /// Returns when it is there.
+    pub fn arrived(&self) {
+        self.arrived.recv_timeout(PATIENCE).unwrap();
+    }
+
+    /// Lets it go on.
+    pub fn go(&self) {
+        self.go.send(()).unwrap();
+    }
+}
+
 /// Called before every backing call.
 type Hook = Box<dyn Fn(Call) + Send + Sync>;
 
@@ -70,6 +89,20 @@ impl Seam {
     /// Sets what is done before every call; once.
     pub fn hook(&self, f: impl Fn(Call) + Send + Sync + 'static) {
         assert!(self.1.set(Box::new(f)).is_ok(), "one hook");
+    }
+
+    /// The `nth` call of a kind from here on stops until it is told to go on. As [`Seam::hook`], once.
+    pub fn stop_at(&self, call: Call, nth: usize) -> Stopped {
+        let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
+        let (seen, ends) = (AtomicUsize::new(0), Mutex::new((arrived_tx, going)));
+        self.hook(move |c| {
+            if c == call && seen.fetch_add(1, Ordering::AcqRel) == nth {
+                let (arrived, going) = &*ends.lock().unwrap();
+                arrived.send(()).unwrap();
+                going.recv_timeout(PATIENCE).unwrap();
+            }
+        });
+        Stopped { arrived, go }
     }
 
     /// Counts from here; the calls of these numbers meet a fault.

@@ -12,7 +12,7 @@ mod mounted;
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
-use std::sync::{Mutex, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use common::world::{Fd, What, World, lock, quiet_panics, recovered, still};
@@ -508,24 +508,17 @@ fn a_record_does_not_overtake_what_is_being_published() {
     fs::write(dir.path().join("a"), OLD).unwrap();
     fs::write(dir.path().join("old"), b"to be removed").unwrap();
     let w = World::open_as(dir.path(), still(Durability::Fsync, WriteMode::Journal), Some(Strategy::OneBarrier));
-    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
-    let (arrived_tx, going) = (Mutex::new(arrived_tx), Mutex::new(going));
-    w.seam.hook(move |call| {
-        if call == Call::LinkStage {
-            arrived_tx.lock().unwrap().send(()).unwrap();
-            going.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap();
-        }
-    });
+    let stopped = w.seam.stop_at(Call::LinkStage, 0);
     w.save("new", b"acknowledged before").unwrap();
     let removed = w.begin_unlink("old");
-    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    stopped.arrived();
     let fd = open(&w, "a");
     w.write_all(fd, 0, b"one").unwrap();
     std::thread::scope(|scope| {
         let synced = scope.spawn(|| w.fsync(fd));
         std::thread::sleep(Duration::from_millis(100));
         let early = synced.is_finished();
-        go.send(()).unwrap();
+        stopped.go();
         synced.join().unwrap().unwrap();
         assert!(!early, "the record was durable before the save had its name");
     });
