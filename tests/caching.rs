@@ -15,7 +15,10 @@ use std::time::Duration;
 
 use common::loopfs::{Kind, LoopFs};
 use common::mount::{Mount, fsys};
+use common::world::{World, still};
 use common::{appended, can_mount, kinds, run, run_text, wait_until};
+use fsys_mount::config::policy::{Durability, WriteMode};
+use fsys_mount::fs::IoMode;
 
 /// Files under `*.db` are always written in place.
 const IN_PLACE: &str = r"rule=*.db:mode=in-place";
@@ -443,4 +446,19 @@ fn what_only_writes_is_seen_by_all() {
             }
         }
     });
+}
+
+/// A rewrite of a small file goes through the kernel's cache, so that it asks for capabilities once and not at each
+/// truncation; a large one, an append and a new file go past it.
+#[test]
+fn who_serves_what_only_writes() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let w = World::open(dir.path(), still(Durability::Close, WriteMode::Replace));
+    w.save("small", &[1; 4096]).unwrap();
+    w.save("large", &vec![1; 200 << 10]).unwrap();
+    let mode = |name, flags| w.io_mode(name, libc::O_WRONLY | flags).unwrap();
+    assert_eq!(mode("small", libc::O_APPEND), IoMode::Uncached);
+    assert!(matches!(mode("small", libc::O_TRUNC), IoMode::Cached { .. }));
+    assert_eq!(mode("large", libc::O_TRUNC), IoMode::Uncached);
+    w.shutdown().unwrap();
 }

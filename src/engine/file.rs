@@ -395,6 +395,8 @@ pub struct Handle {
     pub policy: Policy,
     /// Writes through it go to a staged version: it created or truncated the file, or the policy says so.
     pub replace: AtomicBool,
+    /// It emptied a file that was small.
+    pub rewrites_small: bool,
     /// The kernel serves it from the backing file that has this number ([`State::kernel`]).
     pub kernel: Option<NonZeroI32>,
     /// Change time of the file at the open, nanoseconds since 1970; 0: too recent to tell a later change by.

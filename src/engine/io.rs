@@ -28,6 +28,8 @@ const CAPS: &str = "security.capability";
 const DIRECT_ALIGN: u64 = 4096;
 /// Largest range, in bytes, that is copied in one piece where it cannot be cloned: others wait for it.
 const COPY_MAX: usize = 2 << 20;
+/// Up to this size, bytes, a file is small ([`Handle::rewrites_small`]): copying it costs less than a request does.
+const SMALL_BYTES: i64 = 128 << 10;
 
 /// The answer to a call that changes a file.
 #[derive(Debug)]
@@ -76,11 +78,14 @@ impl Engine {
             return Access::Done(Err(Errno::PERM));
         }
         st.policy = policy;
+        let small = |v: &Arc<Version>| v.stat().is_ok_and(|st| st.st_size <= SMALL_BYTES);
+        let rewrites_small = truncates && st.version.as_ref().is_some_and(small);
         let replace = if truncates { self.truncate_all(file, &mut st, policy, unprivileged) } else { Ok(false) };
         let staging = matches!(policy.mode, WriteMode::Replace | WriteMode::Journal);
         Access::Done(replace.map(|r| {
             st.kernel = Self::server(&st, register);
             let mut h = opened(file, &mut st, flags, policy, r || staging);
+            h.rewrites_small = rewrites_small;
             self.note_unseen(&mut h, &mut st);
             h
         }))
@@ -88,6 +93,9 @@ impl Engine {
 
     /// Makes sure that the content is open, for writing too if asked.
     pub(super) fn ensure_version(&self, st: &mut State, writable: bool) -> Result<(), Errno> {
+        if st.version.is_none() {
+            st.version = self.open_in_journal(st);
+        }
         let open = |flags| -> Result<Version, Errno> {
             let open_as = |flags| match (&st.version, &st.anchor, &st.pin) {
                 (Some(v), ..) => self.backing.reopen(v.fd(), flags),
@@ -119,6 +127,14 @@ impl Engine {
                 Ok(())
             }
         }
+    }
+
+    /// The version that the journal holds open, unless flags of the inode (`chattr +a`, `+i`) restrict new descriptors.
+    fn open_in_journal(&self, st: &State) -> Option<Arc<Version>> {
+        let v = self.journal.open_version(st.id?)?;
+        let restricted = rfs::StatxAttributes::APPEND | rfs::StatxAttributes::IMMUTABLE;
+        let stat = rfs::statx(v.fd(), "", rfs::AtFlags::EMPTY_PATH, rfs::StatxFlags::empty()).ok()?;
+        (!stat.stx_attributes.intersects(restricted)).then_some(v)
     }
 
     /// Truncation to nothing: the start of a rewrite. True when the rewrite is staged.
@@ -454,7 +470,9 @@ impl Engine {
         }
         let run = || {
             let opened;
-            let fd = match (&st.version, &st.anchor, &st.pin) {
+            // Not open, but for the journal: the next update has to know that the inode changed.
+            let held = if st.version.is_none() { st.id.and_then(|id| self.journal.open_version(id)) } else { None };
+            let fd = match (st.version.as_ref().or(held.as_ref()), &st.anchor, &st.pin) {
                 (Some(v), ..) => v.fd(),
                 (None, _, Some(pin)) => std::os::fd::AsFd::as_fd(pin),
                 (None, Some(a), None) => {
@@ -467,8 +485,10 @@ impl Engine {
                 carry_mtime(v)?;
             }
             let r = f(fd)?;
-            if let (true, Some(v)) = (changes, &st.version) {
-                if v.mark_changed(self.now_ms()) {
+            if let (true, Some(v)) = (changes, st.version.as_ref().or(held.as_ref())) {
+                if held.is_some() {
+                    v.inode_changed();
+                } else if v.mark_changed(self.now_ms()) {
                     self.unsettled.lock().insert(file.tag, file.clone());
                 }
                 let caps = rfs::getxattr(crate::backend::Backing::proc_path(fd).as_str(), CAPS, &mut [0_u8; 0][..]);
@@ -534,6 +554,7 @@ pub(super) fn opened(file: &Arc<File>, st: &mut State, flags: i32, policy: Polic
         flags,
         policy,
         replace: replace.into(),
+        rewrites_small: false,
         kernel: st.kernel,
         opened_ns: 0,
         dirty: false.into(),

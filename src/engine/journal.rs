@@ -65,6 +65,12 @@ impl Journal {
     pub fn wrote(&self, id: FileId) -> bool {
         self.holds() && self.files.lock().contains_key(&id)
     }
+
+    /// The open inode of a file that has records in the log. What is not durable of it is known, so another update need
+    /// not flush it first.
+    pub fn open_version(&self, id: FileId) -> Option<Arc<Version>> {
+        if self.holds() { self.files.lock().get(&id).cloned() } else { None }
+    }
 }
 
 /// A durable record and what its file showed before.
@@ -350,9 +356,13 @@ impl Engine {
         let Some(log) = log.as_mut() else { return Ok(()) };
         let files: Vec<_> = self.journal.files.lock().values().cloned().collect();
         let jobs: Vec<_> = files.iter().map(|v| SyncJob { fd: v.fd(), data_only: false }).collect();
+        // All the data first: then the first flush is for all, and the next find little to do.
+        let written: Result<(), Fault> =
+            self.backing.write_out(&files.iter().map(|v| v.fd()).collect::<Vec<_>>()).into_iter().collect();
         let (_, results) = self.sync_group(&[], &jobs);
         results.iter().for_each(|r| self.watch_device(r, "flush of a file written from the journal"));
         let all: Result<(), Fault> = results.into_iter().collect();
+        let all = written.and(all);
         // Whatever the error: the next flush would not repeat it, and the records are all that is left of those writes.
         all.inspect_err(|e| self.poison(&format!("a file written from the journal could not be flushed: {e}")))?;
         contain(|| log.restart(&self.backing)).inspect_err(|fault| self.count_panic(fault))?;

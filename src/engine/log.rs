@@ -16,8 +16,8 @@ use crate::sys;
 
 /// Name under `.fsys/journal/`.
 pub const NAME: &str = "log";
-/// Space that a new log gets at once, bytes: a flush after writes into it concerns data alone.
-const FIRST_BYTES: usize = 1 << 20;
+/// The log grows by so much at once, bytes, filled with zeros: a flush after writes into it concerns data alone.
+const STEP_BYTES: usize = 1 << 20;
 /// Records, bytes, after which the files are flushed and the log begins anew.
 pub const FULL_BYTES: u64 = 32 << 20;
 /// Data is moved in pieces of this size, bytes.
@@ -42,6 +42,8 @@ pub struct Log {
     next: u64,
     /// Where it goes.
     end: u64,
+    /// Up to here the file has its space, bytes.
+    filled: u64,
     /// Not flushed since it was begun: its name is not durable either.
     fresh: bool,
 }
@@ -59,10 +61,10 @@ impl Log {
         let file = backing.open_log(NAME)?;
         let salt = sys::random()?;
         let mut first = record::head(salt);
-        first.resize(FIRST_BYTES, 0);
+        first.resize(STEP_BYTES, 0);
         backing.truncate(&file, 0)?;
         write_all(backing, &file, 0, &first)?;
-        Ok(Self { file, salt, next: 0, end: BLOCK, fresh: true })
+        Ok(Self { file, salt, next: 0, end: BLOCK, filled: STEP_BYTES as u64, fresh: true })
     }
 
     /// What has to be flushed so that the records are durable.
@@ -95,11 +97,12 @@ impl Log {
         read: impl Fn(u64, &mut [u8]) -> Result<(), Errno>,
     ) -> Result<Placed, Errno> {
         let length = redo.length();
+        self.fill(backing, self.end + length)?;
         let mut body =
             Body { backing, file: self.file.as_fd(), at: self.end + HEADER as u64, sum: 0, held: Vec::new() };
         body.push(&redo.table())?;
         let data_at = body.position();
-        let mut piece = vec![0; PIECE];
+        let mut piece = vec![0; piece_len(redo.data())];
         for e in redo.data() {
             for (off, len) in pieces(e) {
                 read(off, &mut piece[..len])?;
@@ -113,6 +116,18 @@ impl Log {
         self.end += length;
         self.next += 1;
         Ok(Placed { redo, data_at })
+    }
+
+    /// Makes room up to `end`. A record of more than a step brings its own space.
+    fn fill(&mut self, backing: &Backing, end: u64) -> Result<(), Errno> {
+        if end > self.filled {
+            let step = self.filled + STEP_BYTES as u64;
+            if end <= step {
+                write_all(backing, &self.file, self.filled, &vec![0; STEP_BYTES])?;
+            }
+            self.filled = end.max(step);
+        }
+        Ok(())
     }
 
     /// Takes back all records since a position, each of them: behind the one that comes in place of the first, the
@@ -136,8 +151,12 @@ impl Log {
         write_all(backing, &self.file, 0, &record::head(salt))?;
         let used = self.end;
         (self.salt, self.next, self.end) = (salt, 0, BLOCK);
-        // A log that grew for one large update gives the space back.
-        if used > BLOCK + FULL_BYTES { backing.truncate(&self.file, BLOCK + FULL_BYTES) } else { Ok(()) }
+        if used > BLOCK + FULL_BYTES {
+            // It grew for one large update: the space goes back.
+            self.filled = BLOCK + FULL_BYTES;
+            backing.truncate(&self.file, self.filled)?;
+        }
+        Ok(())
     }
 
     /// Writes a record into its file.
@@ -191,6 +210,11 @@ fn write_all(backing: &Backing, file: impl AsFd, at: u64, bytes: &[u8]) -> Resul
 /// An extent in pieces: offset and length of each.
 fn pieces(e: &Extent) -> impl Iterator<Item = (u64, usize)> {
     (e.off..e.off + e.len).step_by(PIECE).map(|off| (off, (e.off + e.len - off).min(PIECE as u64) as usize))
+}
+
+/// The longest of these pieces.
+fn piece_len<'a>(extents: impl IntoIterator<Item = &'a Extent>) -> usize {
+    extents.into_iter().map(|e| e.len.min(PIECE as u64) as usize).max().unwrap_or(0)
 }
 
 /// Fills `buf` from `at` on; `None` when the file ends before.
@@ -271,7 +295,7 @@ pub fn apply(
     let caps = capabilities(target)?;
     // Beyond it all is zero already.
     let old_size = rfs::fstat(target)?.st_size as u64;
-    let (mut at, mut piece) = (placed.data_at, vec![0; PIECE]);
+    let (mut at, mut piece) = (placed.data_at, vec![0; piece_len(&redo.extents)]);
     for e in &redo.extents {
         let mut e = *e;
         if e.kind == Kind::Zero {

@@ -44,7 +44,8 @@ pub enum IoMode {
     },
     /// No cache: a descriptor that can only write. The kernel drops what it holds of the range, and hands the program's
     /// own pages on, where its cache would copy them one by one (half the time for large writes). What cannot read cannot
-    /// be mapped either, so nothing is lost.
+    /// be mapped either, so nothing is lost. Not for rewrites of small files: a write through the cache notes that there
+    /// are no capabilities to take away (`S_NOSEC`), for which each truncation asks otherwise (GETXATTR).
     Uncached,
     /// The backing file, registered under this number.
     Passthrough {
@@ -197,7 +198,7 @@ impl Fs {
                     writes_here: h.writes() && (h.is_sync() || self.has_privileges(&h.file)),
                 }
             }
-            None if h.flags & libc::O_ACCMODE == libc::O_WRONLY => IoMode::Uncached,
+            None if h.flags & libc::O_ACCMODE == libc::O_WRONLY && !h.rewrites_small => IoMode::Uncached,
             None => IoMode::Cached { keep: self.keeps_pages(node, &h.file) },
         };
         Opened { flush: h.writes(), io, fh: self.files.add(h) }

@@ -20,7 +20,7 @@ use fsys_mount::config::policy::{Durability, WriteMode};
 use fsys_mount::engine::layout::Layout;
 use fsys_mount::engine::{Engine, recover};
 use fsys_mount::error::{Errno, Exit};
-use fsys_mount::fs::{Caller, Entry, Fs, ROOT, Reply, SetAttr, SetTime};
+use fsys_mount::fs::{Caller, Entry, Fs, IoMode, ROOT, Reply, SetAttr, SetTime};
 
 /// Far longer than anything takes: only a call that is never answered gets here.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -241,6 +241,15 @@ impl World {
         Ok(Fd { node: entry.node, fh: opened?.fh })
     }
 
+    /// Who would serve a descriptor opened with these flags.
+    pub fn io_mode(&self, name: &str, flags: i32) -> Result<IoMode, Errno> {
+        let node = self.lookup(name)?.node;
+        let opened = ask(|reply| self.fs.open(ME, node, flags, reply))?;
+        self.release(Fd { node, fh: opened.fh });
+        self.fs.forget(node, 1);
+        Ok(opened.io)
+    }
+
     /// write(2) until all is written, as programs do.
     pub fn write_all(&self, fd: Fd, off: u64, data: &[u8]) -> Result<(), Errno> {
         let mut done = 0;
@@ -309,6 +318,14 @@ impl World {
     /// ftruncate(2).
     pub fn truncate(&self, fd: Fd, size: u64) -> Result<(), Errno> {
         self.resize(fd.node, Some(fd.fh), size)
+    }
+
+    /// chmod(2).
+    pub fn chmod_name(&self, name: &str, mode: u32) -> Result<(), Errno> {
+        let node = self.lookup(name)?.node;
+        let done = self.chmod(Fd { node, fh: 0 }, mode);
+        self.fs.forget(node, 1);
+        done
     }
 
     /// truncate(2).

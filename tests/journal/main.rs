@@ -4,6 +4,7 @@
 // Helpers of tests: a panic is the report.
 #![allow(clippy::unwrap_used)]
 
+mod again;
 mod changes;
 #[path = "../common/mod.rs"]
 mod common;
