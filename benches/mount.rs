@@ -40,6 +40,9 @@ struct Args {
     /// Bytes per save
     #[arg(long, default_value_t = 4096)]
     size: usize,
+    /// In how many writes: one, as stdio does it, or more
+    #[arg(long, default_value_t = 1)]
+    pieces: usize,
     /// `-o` list for the mount
     #[arg(long, default_value = "")]
     options: String,
@@ -167,7 +170,8 @@ fn bench(kind: Kind, device: &str, args: &Args) -> Vec<Cell> {
         us => LoopFs::slow(kind, 4096, us.parse().expect("microseconds of --device")),
     };
     let device = if device == "plain" { "plain loop device".to_owned() } else { format!("flushes take {device} us") };
-    println!("\n### {}, {device}, {} bytes, {} rounds of {} s\n", kind.name(), args.size, args.rounds, args.seconds);
+    let save = format!("{} bytes in {} writes", args.size, args.pieces);
+    println!("\n### {}, {device}, {save}, {} rounds of {} s\n", kind.name(), args.rounds, args.seconds);
     let mounts = args.mounts.clone().unwrap_or_else(|| {
         args.transport
             .iter()
@@ -262,7 +266,9 @@ fn rounds(fs: &LoopFs, variants: &[Variant], writers: u32, args: &Args) -> Vec<V
 fn measure(fs: &LoopFs, variant: &Variant, writers: u32, args: &Args, seconds: f64) -> Sample {
     let before = fs.flushes();
     let (count, time, size) = (writers.to_string(), seconds.to_string(), args.size.to_string());
+    let pieces = args.pieces.to_string();
     let mut options = vec!["--writers", &count, "--seconds", &time, "--size", &size, "--style", variant.style];
+    options.extend(["--pieces", &pieces]);
     options.extend(variant.separate.then_some("--separate"));
     let ended = run_tool("saver", &variant.dir, writers * 4, &options);
     assert_eq!(ended.code, 0, "{}: {}\n{}", variant.name, ended.summary, ended.complaint);

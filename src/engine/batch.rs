@@ -388,7 +388,12 @@ impl Engine {
         }
         // The gate only sees an answer; its verdict does not change it.
         drop(contain(|| self.backing.pass(Call::Answer)));
-        op.ticket.done.answer(result);
+        match op.ticket.work {
+            Work::Publish { file, place, replaces: false, .. } if result.is_ok() && op.ticket.done.is_awaited() => {
+                self.turns.saved(&place.dir, file.last_use().0, op.ticket.done, result);
+            }
+            _ => op.ticket.done.answer(result),
+        }
     }
 
     pub(super) fn count_panic(&self, fault: &Fault) {

@@ -12,6 +12,7 @@ use rustix::fs::Stat;
 use rustix::io::Errno;
 
 use super::file::File;
+use super::turns::Turn;
 use crate::backend::{Anchor, Backing, FileId};
 
 /// A name in a directory.
@@ -100,6 +101,8 @@ pub struct Dir {
     /// acknowledged after its own barrier.
     acknowledged: AtomicU64,
     synced: AtomicU64,
+    /// Whose turn it is to save and sync.
+    pub(super) turn: Mutex<Turn>,
 }
 
 impl Dir {
@@ -122,6 +125,7 @@ impl Dir {
             changed: AtomicU64::new(1),
             acknowledged: AtomicU64::new(1),
             synced: AtomicU64::new(0),
+            turn: Mutex::default(),
         }
     }
 

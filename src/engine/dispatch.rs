@@ -8,6 +8,10 @@
 //! commit. A window opens only when the batch before was shared: those it answered are likely to come back, and a
 //! short wait for them saves flushes. It lasts no longer than a barrier did of late, which is what it can save, nor
 //! than `window_us`, and ends early when as many are there as last time.
+//!
+//! An fsync of a directory runs at once: the kernel locks the directory for it, so nobody else can get on there. For the
+//! same reason commits of new files wait for one that is likely to come ([`super::turns`]): a barrier that began just
+//! before it would hold the lock for the length of two.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -211,6 +215,11 @@ impl Ticket {
     fn is_urgent(&self) -> bool {
         matches!(self.work, Work::SyncDir(_))
     }
+
+    /// Whether it is a commit in a directory that a program is probably about to sync.
+    fn is_sync_due(&self) -> bool {
+        matches!(&self.work, Work::Publish { file, place, .. } if place.dir.is_sync_due(file.last_use().0))
+    }
 }
 
 /// The way to the dispatcher: a channel of `queue_max` tickets, and behind it, in their order, those that wait for a
@@ -289,25 +298,42 @@ impl Line {
 }
 
 /// The dispatcher thread: takes tickets until the queue is closed and empty, at most `batch_max` at a time. `window`
-/// tells how long to wait for others at the moment, once several commit at the same time.
+/// tells how long to wait for others at the moment, once several commit at the same time. Between batches `idle` is
+/// called, and again after the time that it gives.
 pub fn run(
     queue: &Queue,
     rx: &Receiver<Ticket>,
     batch_max: usize,
     window: impl Fn() -> Duration,
+    idle: impl Fn() -> Option<Duration>,
     counters: &Counters,
     mut execute: impl FnMut(Vec<Ticket>),
 ) {
     let mut shared = 1;
-    while let Ok(first) = rx.recv() {
+    loop {
+        let first = match idle() {
+            Some(again) => rx.recv_timeout(again),
+            None => rx.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        let first = match first {
+            Ok(first) => first,
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         let mut batch = Vec::with_capacity(shared.max(8));
         batch.push(first);
         scoop(queue, rx, &mut batch, batch_max);
-        let target = if batch.iter().any(Ticket::is_urgent) { 0 } else { shared.min(batch_max) };
-        let wait = if batch.len() < target { window() } else { Duration::ZERO };
+        let urgent = batch.iter().any(Ticket::is_urgent);
+        let sync_due = batch.iter().any(Ticket::is_sync_due);
+        let target = if sync_due { batch_max } else { shared.min(batch_max) };
+        let wait = if !urgent && batch.len() < target { window() } else { Duration::ZERO };
         if !wait.is_zero() {
             Counters::add(&counters.windows, 1);
-            wait_for(queue, rx, &mut batch, target, wait);
+            if sync_due {
+                wait_for_sync(queue, rx, &mut batch, target, wait);
+            } else {
+                wait_for(queue, rx, &mut batch, target, Instant::now() + wait);
+            }
             scoop(queue, rx, &mut batch, batch_max);
         }
         // Who syncs directories between two saves does not change how many save together.
@@ -335,8 +361,20 @@ fn scoop(queue: &Queue, rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, max: usi
     }
 }
 
-fn wait_for(queue: &Queue, rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, target: usize, window: Duration) {
+/// Waits for the sync of a directory, as long as one is due: it can also come and find nothing to do.
+fn wait_for_sync(queue: &Queue, rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, max: usize, window: Duration) {
     let deadline = Instant::now() + window;
+    let look_every = (window / 16).clamp(Duration::from_micros(100), Duration::from_millis(1));
+    while batch.len() < max && !batch.iter().any(Ticket::is_urgent) {
+        let now = Instant::now();
+        if now >= deadline || !batch.iter().any(Ticket::is_sync_due) {
+            return;
+        }
+        wait_for(queue, rx, batch, max, deadline.min(now + look_every));
+    }
+}
+
+fn wait_for(queue: &Queue, rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, target: usize, deadline: Instant) {
     while batch.len() < target {
         match rx.recv_deadline(deadline) {
             Ok(t) => {

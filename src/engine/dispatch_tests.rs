@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::backend::{Anchor, FileId};
+use crate::engine::turns::Turns;
 
 /// A ticket whose work is never looked at, and the slot for its answer.
 fn ticket(answers: &Arc<Mutex<Vec<(usize, Outcome)>>>, n: usize) -> Ticket {
@@ -44,6 +45,7 @@ fn run_closed(n: usize, batch_max: usize) -> (Vec<Vec<usize>>, Vec<(usize, Outco
         &rx,
         batch_max,
         || LONG,
+        || None,
         &counters,
         |b| {
             batches.push(b.iter().map(number).collect());
@@ -89,6 +91,7 @@ fn a_full_queue_keeps_the_order() {
             &rx,
             3,
             || LONG,
+            || None,
             &counters,
             |b| {
                 order.extend(b.iter().map(number));
@@ -127,6 +130,7 @@ fn a_lone_commit_never_waits() {
         &rx,
         100,
         || LONG,
+        || None,
         &counters,
         |b| {
             assert_eq!(b.len(), 1);
@@ -166,6 +170,7 @@ fn after_a_shared_batch_the_window_waits_for_as_many_and_no_more() {
             &rx,
             100,
             || LONG,
+            || None,
             &counters,
             |b| {
                 sizes.fetch_add(1, Ordering::Relaxed);
@@ -191,6 +196,7 @@ fn a_window_ends_when_nobody_comes_back() {
         &rx,
         9,
         || Duration::from_micros(50),
+        || None,
         &counters,
         |b| {
             sizes.push(b.len());
@@ -217,6 +223,7 @@ fn the_sync_of_a_directory_is_not_held_back() {
         &rx,
         100,
         || LONG,
+        || None,
         &counters,
         |b| {
             for mut t in b {
@@ -254,6 +261,7 @@ fn syncs_of_directories_end_a_window_and_do_not_change_the_next() {
             &rx,
             100,
             || LONG,
+            || None,
             counters,
             |b| {
                 sizes.push(b.len());
@@ -276,4 +284,54 @@ fn syncs_of_directories_end_a_window_and_do_not_change_the_next() {
         );
     });
     assert_eq!(sizes, [4, 1, 2]);
+}
+
+/// A window that ends only with the sync that it waits for, or when that is not due any more.
+#[test]
+fn a_commit_waits_for_the_sync_of_its_directory_that_is_due() {
+    for comes in [true, false] {
+        let answers: Arc<Mutex<Vec<_>>> = Arc::default();
+        let (q, rx) = queue(64);
+        let counters = Counters::default();
+        let (mut commit, mut sync) = (ticket(&answers, 1), ticket(&answers, 2));
+        let Work::Unlink { place, .. } = &commit.work else { unreachable!() };
+        let (place, id) = (place.clone(), FileId { dev: 0, ino: 5 });
+        place.dir.sync_came(8);
+        Turns::default().saved(&place.dir, 7, Done::nobody(), Ok(()));
+        let fd = || std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap());
+        let (file, version) = (File::committed(5, id, Anchor::Fd(fd())), Version::new(fd(), id, true));
+        let (file, version, method) = (Arc::new(file), Arc::new(version), Method::Auto);
+        commit.work = Work::Publish { file, version, place: place.clone(), replaces: false, method };
+        sync.work = Work::SyncDir(place.dir.clone());
+        assert!(q.submit(commit));
+        let mut sizes = Vec::new();
+        std::thread::scope(|s| {
+            let (q, counters) = (&q, &counters);
+            s.spawn(move || {
+                while counters.values().windows == 0 {
+                    std::thread::yield_now();
+                }
+                place.dir.sync_came(7);
+                if comes {
+                    assert!(q.submit(sync));
+                } else {
+                    sync.done.answer(Ok(()));
+                }
+            });
+            run(
+                q,
+                &rx,
+                100,
+                || LONG,
+                || None,
+                counters,
+                |b| {
+                    sizes.push(b.len());
+                    b.into_iter().for_each(|t| t.done.answer(Ok(())));
+                    q.close();
+                },
+            );
+        });
+        assert_eq!((sizes, answers.lock().len()), (vec![1 + usize::from(comes)], 2));
+    }
 }

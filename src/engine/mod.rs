@@ -32,6 +32,7 @@ pub mod served;
 pub mod stage;
 pub mod state;
 mod ticker;
+mod turns;
 mod view;
 mod workers;
 
@@ -64,6 +65,8 @@ const DEVICE_THREADS: usize = 32;
 const DEFERRED_MAX: u64 = 64 << 20;
 /// What eight programs need to come back on two cores, measured; a shorter window splits their batches.
 const WINDOW_MIN_US: u64 = 2000;
+/// Who is to sync a directory may find a barrier running, and need another: so long others wait for that, in windows.
+const TURN_WINDOWS: u32 = 4;
 
 /// How long a batch waits for others after barriers of `recent_us`, both in microseconds; `max_us` is the bound.
 pub fn window_us(recent_us: u64, max_us: u64) -> u64 {
@@ -132,6 +135,7 @@ pub struct Engine {
     journal: journal::Journal,
     idle_lock: Mutex<()>,
     idle: Condvar,
+    turns: turns::Turns,
     started: Instant,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stop: Mutex<Option<Sender<()>>>,
@@ -187,6 +191,7 @@ impl Engine {
             journal: journal::Journal::default(),
             idle_lock: Mutex::new(()),
             idle: Condvar::new(),
+            turns: turns::Turns::default(),
             started: Instant::now(),
             threads: Mutex::default(),
             stop: Mutex::new(Some(stop)),
@@ -194,7 +199,9 @@ impl Engine {
         let me = engine.clone();
         let dispatcher = std::thread::Builder::new().name("dispatcher".into()).spawn(move || {
             let batch_max = limits.batch_max.max(1);
-            dispatch::run(&queue, &rx, batch_max, || me.window(), &me.counters, |batch| me.run_batch(batch));
+            let turns = || me.turns.end_overdue(me.window() * TURN_WINDOWS);
+            dispatch::run(&queue, &rx, batch_max, || me.window(), turns, &me.counters, |batch| me.run_batch(batch));
+            me.turns.end_overdue(Duration::ZERO);
         })?;
         let me = engine.clone();
         let ticker = std::thread::Builder::new().name("ticker".into()).spawn(move || me.tick_until(&stopped))?;

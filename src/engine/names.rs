@@ -258,8 +258,9 @@ impl Engine {
     /// fsync(2) of a directory: names that programs were told of are committed first. Finds nothing left to do when
     /// a commit synced the directory since the last change that anybody was told of. That matters: the kernel locks the
     /// directory for this call, and everybody else who creates or renames there waits. Without `waits` (level `relaxed`)
-    /// only the error of an earlier save is told.
-    pub fn sync_dir(self: &Arc<Self>, dir: &Arc<Dir>, waits: bool, done: super::dispatch::Done) {
+    /// only the error of an earlier save is told. `tid` is the thread that asks; 0: not known.
+    pub fn sync_dir(self: &Arc<Self>, dir: &Arc<Dir>, tid: u32, waits: bool, done: super::dispatch::Done) {
+        dir.sync_came(tid);
         let first = waits.then(|| self.acknowledged_in(&[dir])).filter(|debts| !debts.is_empty());
         let (me, dir, lost_too) = (self.clone(), dir.clone(), dir.clone());
         let sync = move |done: super::dispatch::Done| {
@@ -269,8 +270,9 @@ impl Engine {
             } else if !waits || dir.is_synced() {
                 done.answer(Ok(()));
             } else {
-                me.send(super::dispatch::Work::SyncDir(dir), done);
+                me.send(super::dispatch::Work::SyncDir(dir.clone()), done);
             }
+            dir.next_turn();
         };
         let Some(first) = first else { return sync(done) };
         self.pay_all(first, move |r: Result<(), CommitError>| match r {

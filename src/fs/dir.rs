@@ -184,11 +184,11 @@ impl Fs {
     }
 
     /// fsync(2) of a directory.
-    pub fn fsyncdir(&self, node: u64, reply: Reply<()>) {
+    pub fn fsyncdir(&self, tid: u32, node: u64, reply: Reply<()>) {
         match self.node(node).and_then(|at| Ok((self.policy_of(&at).durability, self.dir(node)?))) {
             Ok((level, dir)) => {
                 let waits = level != Durability::Relaxed;
-                self.engine.sync_dir(&dir, waits, Done::new(move |r| reply.send(r.map_err(|e| e.errno()))));
+                self.engine.sync_dir(&dir, tid, waits, Done::new(move |r| reply.send(r.map_err(|e| e.errno()))));
             }
             Err(e) => reply.send(Err(e)),
         }

@@ -376,7 +376,7 @@ impl Call<'_, '_> {
                 let a: abi::FsyncIn = self.arg()?;
                 self.fs.fsync(a.fh, a.fsync_flags & abi::FSYNC_FDATASYNC != 0, self.empty());
             }
-            _ => self.fs.fsyncdir(self.node(), self.empty()),
+            _ => self.fs.fsyncdir(self.r.header.pid, self.node(), self.empty()),
         }
         Ok(Served::Later)
     }

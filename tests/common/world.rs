@@ -298,7 +298,7 @@ impl World {
     }
 
     pub fn fsync_dir(&self) -> Result<(), Errno> {
-        ask(|reply| self.fs.fsyncdir(ROOT, reply))
+        ask(|reply| self.fs.fsyncdir(0, ROOT, reply))
     }
 
     pub fn allocate(&self, fd: Fd, len: u64) -> Result<(), Errno> {

@@ -248,7 +248,7 @@ fn a_directory_needs_a_sync_for_what_programs_were_told_of() {
         // In the barrier of a commit, whose program is told nothing yet.
         if call == Call::SyncDir && nth == 0 {
             let (answer, tx) = (tx.clone(), tx.clone());
-            engine.sync_dir(&root, true, Done::new(move |r| answer.send(r).unwrap()));
+            engine.sync_dir(&root, 0, true, Done::new(move |r| answer.send(r).unwrap()));
             // A rename that ends here is too late for that barrier.
             engine.names_changed(&root);
             tx.send(Ok(())).unwrap();

@@ -27,13 +27,13 @@ use version::{MIN_LEN, Version, file_name, mix};
 /// How a save is done.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Style {
-    /// `open(O_TRUNC)`, write in 3 pieces, close. No fsync: what most programs do.
+    /// `open(O_TRUNC)`, write in pieces, close. No fsync: what most programs do.
     Naive,
     /// Temp file, fsync, rename, fsync of the directory: the proper save.
     Dance,
-    /// Overwrite an existing file of the same size in 3 pieces, fsync, close.
+    /// Overwrite an existing file of the same size in pieces, fsync, close.
     InPlace,
-    /// `open(O_APPEND)`, write in 3 pieces, close.
+    /// `open(O_APPEND)`, write in pieces, close.
     Append,
     /// `Handle::write` of the crate `fsys`, by the method that it chooses.
     FsysAuto,
@@ -80,6 +80,9 @@ struct Args {
     /// Bytes per version: N, or MIN-MAX for a random size
     #[arg(long, default_value = "1024-65536", value_parser = parse_size)]
     size: (usize, usize),
+    /// In how many writes the content is written
+    #[arg(long, default_value_t = 3)]
+    pieces: usize,
     /// Each process saves in a directory of its own, in `--dir`
     #[arg(long)]
     separate: bool,
@@ -258,7 +261,7 @@ fn run_writer(args: &Args, index: u32) -> io::Result<ExitCode> {
             table.begin(id, version.seq)?;
         }
         let before = Instant::now();
-        match save(args.style, by_crate.as_ref(), &dir, &version, &content) {
+        match save(args.style, by_crate.as_ref(), &dir, &version, &content, args.pieces) {
             Ok(()) => {
                 if let Some(table) = &table {
                     table.acknowledge(id, version.seq)?;
@@ -304,24 +307,26 @@ fn save(
     dir: &Path,
     version: &Version,
     content: &[u8],
+    pieces: usize,
 ) -> io::Result<()> {
     let id = version.id;
     let path = dir.join(file_name(id));
+    let pieces = content.chunks(content.len().div_ceil(pieces.max(1)));
     match style {
         Style::Naive => {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
-            write_pieces(&mut file, content)?;
+            write_pieces(&mut file, pieces)?;
             close(file)
         }
         Style::Append => {
             let mut file = OpenOptions::new().append(true).create(true).open(path)?;
-            write_pieces(&mut file, content)?;
+            write_pieces(&mut file, pieces)?;
             close(file)
         }
         Style::InPlace => {
             let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
             let mut at = 0;
-            for piece in pieces(content) {
+            for piece in pieces {
                 file.write_all_at(piece, at)?;
                 at += piece.len() as u64;
             }
@@ -331,7 +336,7 @@ fn save(
         Style::Dance => {
             let temp = dir.join(format!(".{}.tmp", file_name(id)));
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temp)?;
-            write_pieces(&mut file, content)?;
+            write_pieces(&mut file, pieces)?;
             file.sync_all()?;
             close(file)?;
             std::fs::rename(&temp, &path)?;
@@ -345,7 +350,7 @@ fn save(
             let (name, new) = (format!("{}.{}", version.seq, file_name(id)), dir.join("new"));
             let temp = dir.join("tmp").join(&name);
             let mut file = OpenOptions::new().write(true).create_new(true).open(&temp)?;
-            write_pieces(&mut file, content)?;
+            write_pieces(&mut file, pieces)?;
             file.sync_all()?;
             close(file)?;
             std::fs::rename(&temp, new.join(name))?;
@@ -354,12 +359,8 @@ fn save(
     }
 }
 
-fn pieces(content: &[u8]) -> std::slice::Chunks<'_, u8> {
-    content.chunks(content.len().div_ceil(3))
-}
-
-fn write_pieces(file: &mut File, content: &[u8]) -> io::Result<()> {
-    pieces(content).try_for_each(|piece| file.write_all(piece))
+fn write_pieces(file: &mut File, mut pieces: std::slice::Chunks<'_, u8>) -> io::Result<()> {
+    pieces.try_for_each(|piece| file.write_all(piece))
 }
 
 /// close(2) with its result, which dropping a `File` throws away.
