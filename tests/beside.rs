@@ -5,8 +5,10 @@
 mod common;
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::can_mount;
@@ -82,5 +84,52 @@ fn a_program_that_writes_to_the_device_holds_up_nobody() {
     assert!(others_go_on(mount.path(), write), "{LOOKUPS} lookups took longer than {BUSY} s of writing");
     assert!(mount.counter("device_writes") > 0 && mount.counter("direct_writes") > 0);
     assert!(fs::read(&path).unwrap() == content);
+    mount.stop();
+}
+
+/// Programs that save by themselves in one directory take turns. Nobody is forgotten over it, whatever the others do: fsync
+/// new files and never the directory, or sync the directory all the time.
+#[test]
+fn programs_that_take_turns_all_get_on() {
+    if !can_mount("programs_that_take_turns_all_get_on") {
+        return;
+    }
+    let disk = LoopFs::slow(Kind::Ext4, 300, 1000);
+    let mut mount = Mount::start(&disk.subdir("data"), "");
+    let (root, over) = (mount.path().to_path_buf(), AtomicBool::new(false));
+    let write = |name: &str, text: String| {
+        let mut file = File::create(root.join(name)).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file.sync_all().unwrap();
+    };
+    let sync_dir = || File::open(&root).unwrap().sync_all().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Acquire) {
+                sync_dir();
+            }
+        });
+        let (write, root) = (&write, &root);
+        let saves = (0..8).map(|who| {
+            scope.spawn(move || {
+                for n in 0..30 {
+                    write(&format!("temp{who}"), format!("{who} {n}"));
+                    fs::rename(root.join(format!("temp{who}")), root.join(format!("saved{who}"))).unwrap();
+                    sync_dir();
+                }
+            })
+        });
+        let others =
+            (0..3).map(|who| scope.spawn(move || (0..30).for_each(|n| write(&format!("new{who}-{n}"), n.to_string()))));
+        let all: Vec<_> = saves.chain(others).collect();
+        all.into_iter().for_each(|t| t.join().unwrap());
+        over.store(true, Ordering::Release);
+    });
+    for who in 0..8 {
+        assert_eq!(fs::read_to_string(root.join(format!("saved{who}"))).unwrap(), format!("{who} 29"));
+    }
+    for (who, n) in (0..3).flat_map(|who| (0..30).map(move |n| (who, n))) {
+        assert_eq!(fs::read_to_string(root.join(format!("new{who}-{n}"))).unwrap(), n.to_string());
+    }
     mount.stop();
 }

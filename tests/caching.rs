@@ -449,7 +449,7 @@ fn what_only_writes_is_seen_by_all() {
 }
 
 /// A rewrite of a small file goes through the kernel's cache, so that it asks for capabilities once and not at each
-/// truncation; a large one, an append and a new file go past it.
+/// truncation; a large one and an append go past it.
 #[test]
 fn who_serves_what_only_writes() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();

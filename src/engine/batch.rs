@@ -25,6 +25,7 @@ use super::dispatch::{Cause, CommitError, Copy, Outcome, Step, Ticket, Work};
 use super::file::{Ctime, File, Version};
 use super::io::ctime_of;
 use super::journal::Logged;
+use super::turns::Waiting;
 use crate::backend::probe::Strategy;
 use crate::backend::uring::SyncJob;
 use crate::backend::{Anchor, Call, Fault, contain};
@@ -299,6 +300,7 @@ impl Engine {
         }
         for (f, r) in files.iter().zip(file_results) {
             self.watch_device(&r, "flush of a file written in place");
+            self.watch_records(&f.version, &r);
             f.ops.iter().for_each(|i| note(&mut ops[*i], Step::Data, r.clone()));
         }
         if checkpoints || files.iter().any(|f| self.journal.wrote(f.version.id)) {
@@ -388,9 +390,9 @@ impl Engine {
         }
         // The gate only sees an answer; its verdict does not change it.
         drop(contain(|| self.backing.pass(Call::Answer)));
-        match op.ticket.work {
-            Work::Publish { file, place, replaces: false, .. } if result.is_ok() && op.ticket.done.is_awaited() => {
-                self.turns.saved(&place.dir, file.last_use().0, op.ticket.done, result);
+        match op.ticket.saves_new().map(|(dir, tid)| (dir.clone(), tid)) {
+            Some((dir, tid)) if result.is_ok() => {
+                self.turns.saved(&dir, Waiting { tid, done: op.ticket.done, outcome: result }, self.turn_length());
             }
             _ => op.ticket.done.answer(result),
         }

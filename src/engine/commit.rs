@@ -1,7 +1,7 @@
 //! From a program's close or fsync to a ticket, and from the dispatcher's result back to the file's state.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::num::NonZeroI32;
+use std::num::{NonZeroI32, NonZeroU32};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -85,7 +85,7 @@ impl Engine {
             return done.answer(Err(CommitError::at(Step::Publish, Fault::Os(e))));
         }
         let waits = h.policy.durability != Durability::Relaxed;
-        self.commit_handle(h, waits, data_only && waits, done);
+        self.commit_handle(h, waits, data_only && waits, done.by(h.file.last_use().0));
     }
 
     fn commit_handle(self: &Arc<Self>, h: &Handle, waits: bool, data_only: bool, done: Done) {
@@ -258,7 +258,10 @@ impl Engine {
                 let done_already = |v: &&Arc<Version>| if data_only { v.is_synced() } else { v.is_durable() };
                 let version = st.version.as_ref().filter(|v| !done_already(v)).cloned();
                 let content = version.map(|version| Work::SyncFile { file: file.clone(), version, data_only });
-                self.send_all([dir, content].into_iter().flatten().collect(), done)
+                let names = if content.is_none() && !data_only { st.names.as_slice() } else { &[] };
+                // An fsync of the inode takes a rename of it along; where there is none, its names are still to be durable.
+                let names = names.iter().filter(|p| !p.dir.is_synced()).map(|p| Work::SyncDir(p.dir.clone()));
+                self.send_all([dir, content].into_iter().flatten().chain(names).collect(), done)
             }
         }
     }
@@ -312,11 +315,13 @@ impl Engine {
         Counters::add(&self.counters.in_flight, 1);
         let at = Instant::now();
         let me = self.clone();
+        let whose = done.whose().map_or(0, NonZeroU32::get);
         let done = Done::new(move |r| {
             Counters::sub(&me.counters.in_flight, 1);
             me.commit_latency.record(at.elapsed());
             done.answer(r);
-        });
+        })
+        .by(whose);
         if !self.queue.submit(Ticket { work, done, at }) {
             Counters::add(&self.counters.queue_full_waits, 1);
         }

@@ -15,6 +15,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -101,27 +102,43 @@ impl CommitError {
 pub type Outcome = Result<(), CommitError>;
 
 /// Who waits for an operation. Answered exactly once: a `Done` that is lost answers with a shutdown error.
-pub struct Done(Option<Box<dyn FnOnce(Outcome) + Send>>);
+pub struct Done {
+    answer: Option<Box<dyn FnOnce(Outcome) + Send>>,
+    /// The thread of the program whose fsync this is.
+    by: Option<NonZeroU32>,
+}
 
 impl Done {
     /// Calls `f` with the result.
     pub fn new(f: impl FnOnce(Outcome) + Send + 'static) -> Self {
-        Self(Some(Box::new(f)))
+        Self { answer: Some(Box::new(f)), by: None }
+    }
+
+    /// It is the fsync of a program, by this thread; 0: not known.
+    #[must_use]
+    pub fn by(mut self, tid: u32) -> Self {
+        self.by = NonZeroU32::new(tid);
+        self
+    }
+
+    /// The thread whose fsync it is.
+    pub fn whose(&self) -> Option<NonZeroU32> {
+        self.by
     }
 
     /// Nobody waits; failures are logged where they are settled.
     pub fn nobody() -> Self {
-        Self(None)
+        Self { answer: None, by: None }
     }
 
     /// Whether somebody waits.
     pub fn is_awaited(&self) -> bool {
-        self.0.is_some()
+        self.answer.is_some()
     }
 
     /// Answers.
     pub fn answer(mut self, r: Outcome) {
-        if let Some(f) = self.0.take() {
+        if let Some(f) = self.answer.take() {
             f(r);
         }
     }
@@ -129,7 +146,7 @@ impl Done {
 
 impl Drop for Done {
     fn drop(&mut self) {
-        if let Some(f) = self.0.take() {
+        if let Some(f) = self.answer.take() {
             f(Err(CommitError::at(Step::Queue, Cause::Shutdown)));
         }
     }
@@ -216,9 +233,18 @@ impl Ticket {
         matches!(self.work, Work::SyncDir(_))
     }
 
-    /// Whether it is a commit in a directory that a program is probably about to sync.
+    /// The directory and the thread of a program that fsyncs a new file: it may be about to rename that and to sync the
+    /// directory.
+    pub(super) fn saves_new(&self) -> Option<(&Arc<Dir>, NonZeroU32)> {
+        match &self.work {
+            Work::Publish { place, replaces: false, .. } => self.done.whose().map(|tid| (&place.dir, tid)),
+            _ => None,
+        }
+    }
+
+    /// Whether another program is probably about to sync the directory of this one.
     fn is_sync_due(&self) -> bool {
-        matches!(&self.work, Work::Publish { file, place, .. } if place.dir.is_sync_due(file.last_use().0))
+        self.saves_new().is_some_and(|(dir, tid)| dir.is_sync_due(tid))
     }
 }
 

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::backend::{Anchor, FileId};
-use crate::engine::turns::Turns;
+use crate::engine::turns::{Turns, Waiting};
 
 /// A ticket whose work is never looked at, and the slot for its answer.
 fn ticket(answers: &Arc<Mutex<Vec<(usize, Outcome)>>>, n: usize) -> Ticket {
@@ -28,7 +28,7 @@ fn number(t: &Ticket) -> usize {
 }
 
 /// So long that a test which waits for it does not end.
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_secs(60);
 
 /// Fills a queue with `n` tickets, closes it, runs it; the numbers in each batch.
 fn run_closed(n: usize, batch_max: usize) -> (Vec<Vec<usize>>, Vec<(usize, Outcome)>, Counters) {
@@ -297,18 +297,21 @@ fn a_commit_waits_for_the_sync_of_its_directory_that_is_due() {
         let Work::Unlink { place, .. } = &commit.work else { unreachable!() };
         let (place, id) = (place.clone(), FileId { dev: 0, ino: 5 });
         place.dir.sync_came(8);
-        Turns::default().saved(&place.dir, 7, Done::nobody(), Ok(()));
+        let tid = |n| std::num::NonZeroU32::new(n).unwrap();
+        Turns::default().saved(&place.dir, Waiting { tid: tid(7), done: Done::nobody(), outcome: Ok(()) }, LONG);
         let fd = || std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap());
         let (file, version) = (File::committed(5, id, Anchor::Fd(fd())), Version::new(fd(), id, true));
         let (file, version, method) = (Arc::new(file), Arc::new(version), Method::Auto);
         commit.work = Work::Publish { file, version, place: place.clone(), replaces: false, method };
+        commit.done = commit.done.by(6);
         sync.work = Work::SyncDir(place.dir.clone());
         assert!(q.submit(commit));
-        let mut sizes = Vec::new();
+        let (mut sizes, began) = (Vec::new(), Instant::now());
         std::thread::scope(|s| {
             let (q, counters) = (&q, &counters);
             s.spawn(move || {
                 while counters.values().windows == 0 {
+                    assert!(began.elapsed() < LONG / 2, "it does not wait");
                     std::thread::yield_now();
                 }
                 place.dir.sync_came(7);
@@ -333,5 +336,6 @@ fn a_commit_waits_for_the_sync_of_its_directory_that_is_due() {
             );
         });
         assert_eq!((sizes, answers.lock().len()), (vec![1 + usize::from(comes)], 2));
+        assert!(began.elapsed() < LONG / 2, "nor longer than that");
     }
 }

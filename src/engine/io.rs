@@ -113,7 +113,7 @@ impl Engine {
             let id = st.id.ok_or(Errno::STALE)?;
             let mut v = Version::new(fd, id, writable);
             v.append_only = append_only;
-            v.caps.store(rfs::fgetxattr(v.fd(), CAPS, &mut [0_u8; 0][..]).is_ok_and(|n| n > 0), Ordering::Relaxed);
+            v.caps.store(has_capabilities(&v), Ordering::Relaxed);
             Ok(v)
         };
         match &st.version {
@@ -134,6 +134,7 @@ impl Engine {
         let v = self.journal.open_version(st.id?)?;
         let restricted = rfs::StatxAttributes::APPEND | rfs::StatxAttributes::IMMUTABLE;
         let stat = rfs::statx(v.fd(), "", rfs::AtFlags::EMPTY_PATH, rfs::StatxFlags::empty()).ok()?;
+        v.caps.store(has_capabilities(&v), Ordering::Relaxed);
         (!stat.stx_attributes.intersects(restricted)).then_some(v)
     }
 
@@ -299,7 +300,10 @@ impl Engine {
             let flags = FallocateFlags::from_bits_retain(mode as u32);
             if let Some(overlay) = v.overlaid() {
                 drop_privileges(v, kill)?;
-                return overlay.allocate(&self.backing, v.fd(), flags, off, len);
+                overlay.allocate(&self.backing, v.fd(), flags, off, len)?;
+                // Preallocated is the inode itself, which is to be durable with the change.
+                v.inode_changed();
+                return Ok(());
             }
             if staged && !flags.contains(FallocateFlags::PUNCH_HOLE) {
                 self.account(v, off + len)?;
@@ -530,6 +534,11 @@ pub(super) fn drop_privileges(v: &Version, kill: bool) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// Whether a write is to take capabilities away.
+fn has_capabilities(v: &Version) -> bool {
+    rfs::fgetxattr(v.fd(), CAPS, &mut [0_u8; 0][..]).is_ok_and(|n| n > 0)
 }
 
 /// A write to a staged version failed: unless the program makes it good, the version is not what it wanted.

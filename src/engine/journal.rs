@@ -69,7 +69,9 @@ impl Journal {
     /// The open inode of a file that has records in the log. What is not durable of it is known, so another update need
     /// not flush it first.
     pub fn open_version(&self, id: FileId) -> Option<Arc<Version>> {
-        if self.holds() { self.files.lock().get(&id).cloned() } else { None }
+        // After a commit that failed its changes still lie over the inode.
+        let usable = |v: &&Arc<Version>| v.overlaid().is_none() && v.taint.lock().is_none();
+        if self.holds() { self.files.lock().get(&id).filter(usable).cloned() } else { None }
     }
 }
 
@@ -196,11 +198,22 @@ impl Engine {
         }
         for ((i, version, upto), r) in files.iter().zip(file_results) {
             self.watch_device(&r, "flush of a file ahead of the journal");
+            self.watch_records(version, &r);
             if r.is_ok() {
                 version.mark_synced(*upto);
                 version.data_only.store(false, Ordering::Release);
             }
             note(&mut ops[*i], Step::Data, r);
+        }
+    }
+
+    /// The flush of a file failed: the kernel tells the error of a write once, and a checkpoint would not hear of it. So
+    /// where the file was written from records, those must stay.
+    pub(super) fn watch_records(&self, version: &Version, r: &Result<(), Fault>) {
+        if let Err(fault) = r
+            && self.journal.wrote(version.id)
+        {
+            self.poison(&format!("a file with updates in the journal could not be flushed: {fault}"));
         }
     }
 

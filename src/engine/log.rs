@@ -118,14 +118,20 @@ impl Log {
         Ok(Placed { redo, data_at })
     }
 
-    /// Makes room up to `end`. A record of more than a step brings its own space.
+    /// Makes room up to `end`, if there is some. A record of more than a step brings its own space, and so does any on a
+    /// disk that is nearly full.
     fn fill(&mut self, backing: &Backing, end: u64) -> Result<(), Errno> {
-        if end > self.filled {
-            let step = self.filled + STEP_BYTES as u64;
-            if end <= step {
-                write_all(backing, &self.file, self.filled, &vec![0; STEP_BYTES])?;
+        let step = self.filled + STEP_BYTES as u64;
+        if end <= self.filled || end > step {
+            self.filled = self.filled.max(end);
+            return Ok(());
+        }
+        match write_all(backing, &self.file, self.filled, &vec![0; STEP_BYTES]) {
+            Ok(()) => self.filled = step,
+            Err(_) => {
+                backing.truncate(&self.file, self.filled)?;
+                self.filled = end;
             }
-            self.filled = end.max(step);
         }
         Ok(())
     }

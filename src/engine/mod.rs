@@ -65,8 +65,9 @@ const DEVICE_THREADS: usize = 32;
 const DEFERRED_MAX: u64 = 64 << 20;
 /// What eight programs need to come back on two cores, measured; a shorter window splits their batches.
 const WINDOW_MIN_US: u64 = 2000;
-/// Who is to sync a directory may find a barrier running, and need another: so long others wait for that, in windows.
-const TURN_WINDOWS: u32 = 4;
+/// How long a turn lasts at most, in windows: who syncs the directory may find a barrier running and need another, and
+/// some dozen programs rename and sync one after the other.
+const TURN_WINDOWS: u32 = 8;
 
 /// How long a batch waits for others after barriers of `recent_us`, both in microseconds; `max_us` is the bound.
 pub fn window_us(recent_us: u64, max_us: u64) -> u64 {
@@ -199,9 +200,9 @@ impl Engine {
         let me = engine.clone();
         let dispatcher = std::thread::Builder::new().name("dispatcher".into()).spawn(move || {
             let batch_max = limits.batch_max.max(1);
-            let turns = || me.turns.end_overdue(me.window() * TURN_WINDOWS);
+            let turns = || me.turns.end_overdue(me.turn_length());
             dispatch::run(&queue, &rx, batch_max, || me.window(), turns, &me.counters, |batch| me.run_batch(batch));
-            me.turns.end_overdue(Duration::ZERO);
+            me.turns.end_all();
         })?;
         let me = engine.clone();
         let ticker = std::thread::Builder::new().name("ticker".into()).spawn(move || me.tick_until(&stopped))?;
@@ -225,6 +226,11 @@ impl Engine {
     fn window(&self) -> Duration {
         let recent = self.recent_flush_us.load(Ordering::Relaxed);
         Duration::from_micros(window_us(recent, self.config().limits.window_us))
+    }
+
+    /// How long a turn ([`turns`]) lasts at most.
+    fn turn_length(&self) -> Duration {
+        self.window() * TURN_WINDOWS
     }
 
     /// Records one barrier.

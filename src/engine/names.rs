@@ -17,6 +17,7 @@ use super::dispatch::{CommitError, Step};
 use super::file::{File, State};
 use super::io::Access;
 use super::state::{Event, Phase};
+use super::turns::Turns;
 use crate::backend::Fault;
 
 /// A name and the regular file behind it, if it is one that is known.
@@ -262,7 +263,7 @@ impl Engine {
     pub fn sync_dir(self: &Arc<Self>, dir: &Arc<Dir>, tid: u32, waits: bool, done: super::dispatch::Done) {
         dir.sync_came(tid);
         let first = waits.then(|| self.acknowledged_in(&[dir])).filter(|debts| !debts.is_empty());
-        let (me, dir, lost_too) = (self.clone(), dir.clone(), dir.clone());
+        let (me, again, dir, lost_too) = (self.clone(), self.clone(), dir.clone(), dir.clone());
         let sync = move |done: super::dispatch::Done| {
             let lost = dir.lost.lock().take();
             if let Some(e) = lost {
@@ -272,7 +273,7 @@ impl Engine {
             } else {
                 me.send(super::dispatch::Work::SyncDir(dir.clone()), done);
             }
-            dir.next_turn();
+            Turns::next(&dir, me.turn_length());
         };
         let Some(first) = first else { return sync(done) };
         self.pay_all(first, move |r: Result<(), CommitError>| match r {
@@ -280,6 +281,7 @@ impl Engine {
             Err(e) => {
                 lost_too.lost.lock().take();
                 done.answer(Err(e));
+                Turns::next(&lost_too, again.turn_length());
             }
         });
     }

@@ -6,10 +6,11 @@
 //! were saved together are told so together, and the next ones when all of those have come to sync the directory:
 //! their syncs follow one another and share one barrier, and so do the next saves.
 //!
-//! Nobody says that a program will sync the directory. It is expected where programs do, and given up for a while where
-//! one did not within a few barriers.
+//! Nobody says that a program will sync the directory. It is expected where programs do. A turn lasts eight windows at most, and
+//! where one did not come within that, it is given up for a while.
 
 use std::collections::HashSet;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,18 +18,22 @@ use parking_lot::Mutex;
 
 use super::dir::Dir;
 use super::dispatch::{Done, Outcome};
+use crate::backend::contain;
 
-/// Bounds of the trust that a saved file is followed by a sync of its directory: above 0 it is expected. A sync gains 1,
-/// and one that did not come costs [`TRUST_LOST`].
+/// Bounds of the trust that an fsync of a new file is followed by one of its directory: above 0 it is expected. One that
+/// came gains 1, and a turn in which one did not come costs [`TRUST_LOST`].
 const TRUST_LEAST: i8 = -16;
 const TRUST_MOST: i8 = 8;
 const TRUST_LOST: i8 = 4;
 
 /// A thread that waits for its turn, and what it is to be told.
-struct Waiting {
-    tid: u32,
-    done: Done,
-    outcome: Outcome,
+pub(super) struct Waiting {
+    /// The thread.
+    pub tid: NonZeroU32,
+    /// Its fsync.
+    pub done: Done,
+    /// What became of that.
+    pub outcome: Outcome,
 }
 
 /// Whose turn it is in one directory.
@@ -36,9 +41,9 @@ struct Waiting {
 pub(super) struct Turn {
     trust: i8,
     /// The threads that were told that their new file is saved and have not synced the directory since.
-    due: HashSet<u32>,
-    /// Since when nobody came.
-    since: Option<Instant>,
+    due: HashSet<NonZeroU32>,
+    /// When their turn ends, whoever came.
+    ends: Option<Instant>,
     /// Those whose turn is next.
     next: Vec<Waiting>,
 }
@@ -50,15 +55,14 @@ impl std::fmt::Debug for Turn {
 }
 
 impl Turn {
-    fn is_due(&self) -> bool {
-        self.trust > 0 && !self.due.is_empty()
-    }
-
     /// A thread comes to sync the directory.
-    fn came(&mut self, tid: u32) {
-        self.due.remove(&tid);
-        self.trust = (self.trust + 1).min(TRUST_MOST);
-        self.since = Some(Instant::now());
+    fn came(&mut self, tid: u32, now: Instant) {
+        self.end_when_over(now);
+        let was_due = NonZeroU32::new(tid).is_some_and(|tid| self.due.remove(&tid));
+        // Who only syncs does not make up for others who do not.
+        if was_due || self.due.is_empty() {
+            self.trust = (self.trust + 1).min(TRUST_MOST);
+        }
     }
 
     fn lose_trust(&mut self, by: i8) {
@@ -68,54 +72,60 @@ impl Turn {
         }
     }
 
+    fn end_when_over(&mut self, now: Instant) {
+        if !self.due.is_empty() && self.ends.is_none_or(|ends| now >= ends) {
+            self.due.clear();
+            self.lose_trust(TRUST_LOST);
+        }
+    }
+
     /// A thread saved a file. Gives those that are to be told now.
-    fn saved(&mut self, who: Waiting) -> Vec<Waiting> {
+    fn saved(&mut self, who: Waiting, now: Instant, length: Duration) -> Vec<Waiting> {
         if self.due.remove(&who.tid) {
             // Another file, and no sync in between.
             self.lose_trust(1);
         }
         self.next.push(who);
-        self.take_next()
+        self.take_next(now, length)
     }
 
-    fn missed(&mut self) -> Vec<Waiting> {
-        self.lose_trust(TRUST_LOST);
-        self.due.clear();
-        self.take_next()
-    }
-
-    fn take_next(&mut self) -> Vec<Waiting> {
-        if self.is_due() {
+    /// Those whose turn begins now, when the one before is over.
+    fn take_next(&mut self, now: Instant, length: Duration) -> Vec<Waiting> {
+        self.end_when_over(now);
+        if !self.due.is_empty() || self.next.is_empty() {
             return Vec::new();
         }
-        if self.trust > 0 && !self.next.is_empty() {
+        if self.trust > 0 {
             self.due.extend(self.next.iter().map(|w| w.tid));
-            self.since = Some(Instant::now());
+            self.ends = Some(now + length);
         }
         std::mem::take(&mut self.next)
     }
 }
 
+/// A panic in one answer is that one's.
 fn tell(all: Vec<Waiting>) {
-    all.into_iter().for_each(|w| w.done.answer(w.outcome));
+    for w in all {
+        if let Err(fault) = contain(|| {
+            w.done.answer(w.outcome);
+            Ok(())
+        }) {
+            tracing::error!(%fault, "an answer panicked; the others go on");
+        }
+    }
 }
 
 impl Dir {
     /// Whether a thread other than `tid` is probably about to sync it.
-    pub(super) fn is_sync_due(&self, tid: u32) -> bool {
-        let turn = self.turn.lock();
-        turn.trust > 0 && turn.due.iter().any(|t| *t != tid)
+    pub(super) fn is_sync_due(&self, tid: NonZeroU32) -> bool {
+        let mut turn = self.turn.lock();
+        turn.end_when_over(Instant::now());
+        turn.due.iter().any(|t| *t != tid)
     }
 
     /// A thread comes to sync it.
     pub(super) fn sync_came(&self, tid: u32) {
-        self.turn.lock().came(tid);
-    }
-
-    /// Tells those whose turn it is now.
-    pub(super) fn next_turn(&self) {
-        let next = self.turn.lock().take_next();
-        tell(next);
+        self.turn.lock().came(tid, Instant::now());
     }
 }
 
@@ -124,9 +134,10 @@ impl Dir {
 pub(super) struct Turns(Mutex<Vec<Arc<Dir>>>);
 
 impl Turns {
-    /// A new file in `dir` is saved: tells the thread that waits for it, now or when it is its turn.
-    pub fn saved(&self, dir: &Arc<Dir>, tid: u32, done: Done, outcome: Outcome) {
-        let now = dir.turn.lock().saved(Waiting { tid, done, outcome });
+    /// A new file in `dir` is saved: tells the thread that waits for it, now or when it is its turn. A turn that begins
+    /// now ends after `length`.
+    pub fn saved(&self, dir: &Arc<Dir>, who: Waiting, length: Duration) {
+        let now = dir.turn.lock().saved(who, Instant::now(), length);
         if !now.is_empty() {
             return tell(now);
         }
@@ -136,25 +147,32 @@ impl Turns {
         }
     }
 
-    /// Ends the turns in which nobody came for so long. `None` when nobody waits for a turn, else when to look again.
-    pub fn end_overdue(&self, limit: Duration) -> Option<Duration> {
-        let mut again = None;
-        let overdue = |d: &Arc<Dir>| {
-            let mut turn = d.turn.lock();
-            let age = turn.since.map_or(limit, |since| since.elapsed());
-            let next = if age >= limit && !turn.next.is_empty() { turn.missed() } else { Vec::new() };
-            if !turn.next.is_empty() {
-                again = Some(limit.saturating_sub(age).min(again.unwrap_or(limit)));
+    /// Tells those whose turn it is in `dir`.
+    pub fn next(dir: &Dir, length: Duration) {
+        let next = dir.turn.lock().take_next(Instant::now(), length);
+        tell(next);
+    }
+
+    /// Ends the turns that are over. `None` when nobody waits for one, else when to look again.
+    pub fn end_overdue(&self, length: Duration) -> Option<Duration> {
+        let now = Instant::now();
+        let (mut again, mut told) = (None, Vec::new());
+        self.0.lock().retain(|dir| {
+            let mut turn = dir.turn.lock();
+            told.extend(turn.take_next(now, length));
+            if let Some(ends) = turn.ends.filter(|_| !turn.next.is_empty()) {
+                again = again.min(Some(ends)).or(Some(ends));
             }
-            (!turn.next.is_empty(), next)
-        };
-        let mut waiting = self.0.lock();
-        let (still, next): (Vec<_>, Vec<_>) = waiting.iter().map(overdue).unzip();
-        let mut still = still.into_iter();
-        waiting.retain(|_| still.next().unwrap_or(false));
-        drop(waiting);
-        next.into_iter().for_each(tell);
-        again
+            !turn.next.is_empty()
+        });
+        tell(told);
+        again.map(|at: Instant| at.saturating_duration_since(now))
+    }
+
+    /// Tells all that wait.
+    pub fn end_all(&self) {
+        let all = std::mem::take(&mut *self.0.lock());
+        all.iter().for_each(|dir| tell(std::mem::take(&mut dir.turn.lock().next)));
     }
 }
 
@@ -165,86 +183,127 @@ mod tests {
     use super::*;
     use crate::backend::{Anchor, FileId};
 
-    fn saved(turn: &mut Turn, tid: u32) -> Vec<u32> {
-        tids(&turn.saved(Waiting { tid, done: Done::nobody(), outcome: Ok(()) }))
+    const LENGTH: Duration = Duration::from_secs(10);
+
+    /// A directory's turns, at a time that the test sets.
+    struct At(Turn, Instant);
+
+    impl At {
+        /// In which thread 9 synced just now.
+        fn trusted() -> Self {
+            let mut at = Self(Turn::default(), Instant::now());
+            assert!(at.came(9).is_empty());
+            at
+        }
+
+        /// Who is told when this thread saved.
+        fn saved(&mut self, tid: u32) -> Vec<u32> {
+            let who = Waiting { tid: NonZeroU32::new(tid).unwrap(), done: Done::nobody(), outcome: Ok(()) };
+            tids(&self.0.saved(who, self.1, LENGTH))
+        }
+
+        /// Who is told when this thread syncs.
+        fn came(&mut self, tid: u32) -> Vec<u32> {
+            self.0.came(tid, self.1);
+            self.next()
+        }
+
+        fn next(&mut self) -> Vec<u32> {
+            tids(&self.0.take_next(self.1, LENGTH))
+        }
     }
 
     fn tids(all: &[Waiting]) -> Vec<u32> {
-        all.iter().map(|w| w.tid).collect()
-    }
-
-    fn came(turn: &mut Turn, tid: u32) -> Vec<u32> {
-        turn.came(tid);
-        tids(&turn.take_next())
-    }
-
-    /// A directory in which thread 9 synced just now.
-    fn trusted() -> Turn {
-        let mut turn = Turn::default();
-        assert!(came(&mut turn, 9).is_empty());
-        turn
+        all.iter().map(|w| w.tid.get()).collect()
     }
 
     #[test]
     fn nobody_waits_where_nobody_syncs() {
-        let mut turn = Turn::default();
-        for tid in 0..100 {
-            assert_eq!(saved(&mut turn, tid), [tid]);
+        let mut at = At(Turn::default(), Instant::now());
+        for tid in 1..100 {
+            assert_eq!(at.saved(tid), [tid]);
         }
-        assert!(turn.due.is_empty(), "nothing is kept of them");
+        assert!(at.0.due.is_empty(), "nothing is kept of them");
     }
 
     #[test]
     fn the_next_are_told_together_when_the_last_of_the_turn_has_come() {
-        let mut turn = trusted();
-        assert_eq!(saved(&mut turn, 1), [1]);
-        assert!(saved(&mut turn, 2).is_empty() && saved(&mut turn, 3).is_empty());
-        assert_eq!(came(&mut turn, 1), [2, 3]);
-        assert!(saved(&mut turn, 4).is_empty());
-        assert!(came(&mut turn, 3).is_empty(), "2 is still to come");
-        assert!(came(&mut turn, 7).is_empty(), "nobody waits for it");
-        assert_eq!(came(&mut turn, 2), [4]);
+        let mut at = At::trusted();
+        assert_eq!(at.saved(1), [1]);
+        assert!(at.saved(2).is_empty() && at.saved(3).is_empty());
+        assert_eq!(at.came(1), [2, 3]);
+        assert!(at.saved(4).is_empty());
+        assert!(at.came(3).is_empty(), "2 is still to come");
+        assert!(at.came(7).is_empty(), "nobody waits for it");
+        assert_eq!(at.came(2), [4]);
     }
 
     #[test]
     fn who_saves_again_without_a_sync_is_not_waited_for() {
-        let mut turn = trusted();
-        assert_eq!(saved(&mut turn, 1), [1]);
-        assert_eq!(saved(&mut turn, 1), [1], "least of all by itself");
-        let mut turn = trusted();
-        turn.trust = TRUST_MOST;
-        assert_eq!(saved(&mut turn, 1), [1]);
-        assert!(saved(&mut turn, 2).is_empty());
-        assert_eq!(saved(&mut turn, 1), [2, 1]);
+        let mut at = At::trusted();
+        assert_eq!(at.saved(1), [1]);
+        assert_eq!(at.saved(1), [1], "least of all by itself");
+        let mut at = At::trusted();
+        at.0.trust = TRUST_MOST;
+        assert_eq!(at.saved(1), [1]);
+        assert!(at.saved(2).is_empty());
+        assert_eq!(at.saved(1), [2, 1]);
         for _ in 0..TRUST_MOST {
-            saved(&mut turn, 1);
-            saved(&mut turn, 2);
+            at.saved(1);
+            at.saved(2);
         }
-        assert_eq!((saved(&mut turn, 1), saved(&mut turn, 2)), (vec![1], vec![2]), "trust is used up");
+        assert_eq!((at.saved(1), at.saved(2)), (vec![1], vec![2]), "trust is used up");
     }
 
     #[test]
-    fn a_turn_ends_when_nobody_comes_and_is_not_tried_again_at_once() {
-        let dir =
-            Arc::new(Dir::new(1, FileId { dev: 0, ino: 1 }, Anchor::Fd(tempfile::tempfile().unwrap().into()), None));
-        dir.turn.lock().came(9);
-        let (turns, (tx, rx)) = (Turns::default(), mpsc::channel());
-        let done = |tid: u32| {
-            let tx = tx.clone();
-            Done::new(move |r: Outcome| tx.send((tid, r)).unwrap())
-        };
-        turns.saved(&dir, 1, done(1), Ok(()));
-        turns.saved(&dir, 2, done(2), Ok(()));
-        assert_eq!(rx.try_iter().collect::<Vec<_>>(), [(1, Ok(()))]);
-        let limit = Duration::from_secs(3600);
-        assert!(turns.end_overdue(limit).is_some_and(|again| again <= limit && !again.is_zero()));
-        assert!(rx.try_recv().is_err(), "not overdue");
-        assert_eq!(turns.end_overdue(Duration::ZERO), None);
-        assert_eq!(rx.try_iter().collect::<Vec<_>>(), [(2, Ok(()))]);
-        for tid in [1, 2] {
-            turns.saved(&dir, tid, done(tid), Ok(()));
-            dir.sync_came(9);
+    fn a_turn_ends_though_others_sync_all_the_time() {
+        let mut at = At::trusted();
+        at.0.trust = TRUST_MOST;
+        assert_eq!(at.saved(1), [1]);
+        assert!(at.saved(2).is_empty());
+        for _ in 0..9 {
+            at.1 += LENGTH / 10;
+            assert!(at.came(9).is_empty());
         }
-        assert_eq!(rx.try_iter().count(), 2, "two syncs do not make up for it");
+        assert_eq!(at.0.trust, TRUST_MOST, "who is not due gains nothing");
+        at.1 += LENGTH / 10;
+        assert_eq!((at.came(9), at.0.trust), (vec![2], TRUST_MOST - TRUST_LOST + 1));
+        at.1 += LENGTH;
+        at.0.end_when_over(at.1);
+        assert!(at.0.due.is_empty(), "nobody is waited for longer, though nobody saved since");
+        assert_eq!((at.saved(3), at.saved(4)), (vec![3], vec![]));
+        at.1 += LENGTH;
+        assert_eq!(at.next(), [4]);
+        assert_eq!((at.saved(5), at.saved(6)), (vec![5], vec![6]), "it is given up");
+    }
+
+    #[test]
+    fn all_who_wait_are_told_by_the_dispatcher() {
+        let anchor = Anchor::Fd(tempfile::tempfile().unwrap().into());
+        let dir = Arc::new(Dir::new(1, FileId { dev: 0, ino: 1 }, anchor, None));
+        let (turns, (tx, rx)) = (Turns::default(), mpsc::channel());
+        let save = |tid, length| {
+            let tx = tx.clone();
+            let done = Done::new(move |r: Outcome| {
+                tx.send((tid, r)).unwrap();
+                assert_ne!(tid, 3, "a panic in an answer");
+            });
+            turns.saved(&dir, Waiting { tid: NonZeroU32::new(tid).unwrap(), done, outcome: Ok(()) }, length);
+        };
+        let told = || rx.try_iter().collect::<Vec<_>>();
+        dir.turn.lock().trust = TRUST_MOST;
+        save(1, LENGTH);
+        (2..5).for_each(|tid| save(tid, LENGTH));
+        assert_eq!(told(), [(1, Ok(()))]);
+        let again = turns.end_overdue(LENGTH).unwrap();
+        assert!(again <= LENGTH && !again.is_zero(), "not over");
+        assert!(told().is_empty());
+        dir.turn.lock().ends = Some(Instant::now());
+        assert_eq!(turns.end_overdue(LENGTH), None, "nobody waits any more");
+        assert_eq!(told(), [(2, Ok(())), (3, Ok(())), (4, Ok(()))]);
+        save(5, LENGTH);
+        assert!(told().is_empty());
+        turns.end_all();
+        assert_eq!(told(), [(5, Ok(()))], "at the end");
     }
 }
