@@ -37,7 +37,9 @@ fn tests() -> BTreeSet<String> {
         if path.is_file() && path.extension().is_some_and(|e| e == "rs") {
             of(&name, &path);
         } else if path.join("main.rs").is_file() {
-            of(&name, &path.join("main.rs"));
+            for part in std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()) {
+                of(&name, &part);
+            }
         }
     }
     found

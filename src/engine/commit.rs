@@ -85,7 +85,7 @@ impl Engine {
             return done.answer(Err(CommitError::at(Step::Publish, Fault::Os(e))));
         }
         let waits = h.policy.durability != Durability::Relaxed;
-        self.commit_handle(h, waits, data_only && waits, done.by(h.file.last_use().0));
+        self.commit_handle(h, waits, data_only && waits, if waits { done } else { done.by(0) });
     }
 
     fn commit_handle(self: &Arc<Self>, h: &Handle, waits: bool, data_only: bool, done: Done) {

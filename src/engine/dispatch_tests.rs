@@ -296,9 +296,10 @@ fn a_commit_waits_for_the_sync_of_its_directory_that_is_due() {
         let (mut commit, mut sync) = (ticket(&answers, 1), ticket(&answers, 2));
         let Work::Unlink { place, .. } = &commit.work else { unreachable!() };
         let (place, id) = (place.clone(), FileId { dev: 0, ino: 5 });
-        place.dir.sync_came(8);
-        let tid = |n| std::num::NonZeroU32::new(n).unwrap();
-        Turns::default().saved(&place.dir, Waiting { tid: tid(7), done: Done::nobody(), outcome: Ok(()) }, LONG);
+        let saved = || Waiting { tid: 7.try_into().unwrap(), done: Done::nobody(), outcome: Ok(()) };
+        Turns::default().saved(&place.dir, saved(), LONG);
+        place.dir.sync_came(7);
+        Turns::default().saved(&place.dir, saved(), LONG);
         let fd = || std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap());
         let (file, version) = (File::committed(5, id, Anchor::Fd(fd())), Version::new(fd(), id, true));
         let (file, version, method) = (Arc::new(file), Arc::new(version), Method::Auto);

@@ -140,6 +140,10 @@ impl Engine {
         // What is being published early was acknowledged before: then its directory is one of those that need a sync.
         drop(self.publishing.lock());
         self.before_records(ops);
+        if self.writable().is_err() {
+            // What is told to have failed must not come back with the next mount.
+            return;
+        }
         let mut log = self.journal.log.lock();
         let back = log.as_ref().map(Log::position);
         let mut written = Vec::new();

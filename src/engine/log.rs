@@ -44,6 +44,8 @@ pub struct Log {
     end: u64,
     /// Up to here the file has its space, bytes.
     filled: u64,
+    /// There was no space for a step; none is tried before the log begins anew.
+    crowded: bool,
     /// Not flushed since it was begun: its name is not durable either.
     fresh: bool,
 }
@@ -64,7 +66,7 @@ impl Log {
         first.resize(STEP_BYTES, 0);
         backing.truncate(&file, 0)?;
         write_all(backing, &file, 0, &first)?;
-        Ok(Self { file, salt, next: 0, end: BLOCK, filled: STEP_BYTES as u64, fresh: true })
+        Ok(Self { file, salt, next: 0, end: BLOCK, filled: STEP_BYTES as u64, crowded: false, fresh: true })
     }
 
     /// What has to be flushed so that the records are durable.
@@ -96,8 +98,23 @@ impl Log {
         redo: Redo,
         read: impl Fn(u64, &mut [u8]) -> Result<(), Errno>,
     ) -> Result<Placed, Errno> {
+        let (length, filled) = (redo.length(), self.filled);
+        self.fill(backing, self.end + length);
+        let placed = self.write(backing, redo, read);
+        if placed.is_err() && self.filled > filled {
+            // The space that it took is wanted elsewhere.
+            self.shrink(backing, filled);
+        }
+        placed
+    }
+
+    fn write(
+        &mut self,
+        backing: &Backing,
+        redo: Redo,
+        read: impl Fn(u64, &mut [u8]) -> Result<(), Errno>,
+    ) -> Result<Placed, Errno> {
         let length = redo.length();
-        self.fill(backing, self.end + length)?;
         let mut body =
             Body { backing, file: self.file.as_fd(), at: self.end + HEADER as u64, sum: 0, held: Vec::new() };
         body.push(&redo.table())?;
@@ -119,21 +136,29 @@ impl Log {
     }
 
     /// Makes room up to `end`, if there is some. A record of more than a step brings its own space, and so does any on a
-    /// disk that is nearly full.
-    fn fill(&mut self, backing: &Backing, end: u64) -> Result<(), Errno> {
-        let step = self.filled + STEP_BYTES as u64;
-        if end <= self.filled || end > step {
-            self.filled = self.filled.max(end);
-            return Ok(());
+    /// disk that is nearly full: whether it fits is found out when it is written.
+    fn fill(&mut self, backing: &Backing, end: u64) {
+        let (filled, step) = (self.filled, self.filled + STEP_BYTES as u64);
+        if end <= filled {
+            return;
         }
-        match write_all(backing, &self.file, self.filled, &vec![0; STEP_BYTES]) {
-            Ok(()) => self.filled = step,
-            Err(_) => {
-                backing.truncate(&self.file, self.filled)?;
+        self.filled = end;
+        if end <= step && !self.crowded {
+            self.filled = step;
+            if write_all(backing, &self.file, filled, &vec![0; STEP_BYTES]).is_err() {
+                self.crowded = true;
+                self.shrink(backing, filled);
                 self.filled = end;
             }
         }
-        Ok(())
+    }
+
+    /// Gives space back that no record has.
+    fn shrink(&mut self, backing: &Backing, to: u64) {
+        self.filled = to;
+        if let Err(e) = backing.truncate(&self.file, to) {
+            tracing::debug!(error = %e, "the log keeps its space");
+        }
     }
 
     /// Takes back all records since a position, each of them: behind the one that comes in place of the first, the
@@ -156,11 +181,10 @@ impl Log {
         let salt = sys::random()?;
         write_all(backing, &self.file, 0, &record::head(salt))?;
         let used = self.end;
-        (self.salt, self.next, self.end) = (salt, 0, BLOCK);
+        (self.salt, self.next, self.end, self.crowded) = (salt, 0, BLOCK, false);
         if used > BLOCK + FULL_BYTES {
             // It grew for one large update: the space goes back.
-            self.filled = BLOCK + FULL_BYTES;
-            backing.truncate(&self.file, self.filled)?;
+            self.shrink(backing, BLOCK + FULL_BYTES);
         }
         Ok(())
     }

@@ -127,10 +127,10 @@ impl Fs {
         }
     }
 
-    /// fsync(2), fdatasync(2).
-    pub fn fsync(&self, fh: u64, data_only: bool, reply: Reply<()>) {
+    /// fsync(2), fdatasync(2), by thread `tid`.
+    pub fn fsync(&self, tid: u32, fh: u64, data_only: bool, reply: Reply<()>) {
         match self.handle(fh) {
-            Ok(h) => self.engine.fsync(&h, data_only, Done::new(move |r| reply.send(errno(r)))),
+            Ok(h) => self.engine.fsync(&h, data_only, Done::new(move |r| reply.send(errno(r))).by(tid)),
             Err(e) => reply.send(Err(e)),
         }
     }

@@ -374,7 +374,7 @@ impl Call<'_, '_> {
             op::FLUSH => self.fs.flush(self.r.header.pid, self.arg::<abi::FlushIn>()?.fh, self.empty()),
             op::FSYNC => {
                 let a: abi::FsyncIn = self.arg()?;
-                self.fs.fsync(a.fh, a.fsync_flags & abi::FSYNC_FDATASYNC != 0, self.empty());
+                self.fs.fsync(self.r.header.pid, a.fh, a.fsync_flags & abi::FSYNC_FDATASYNC != 0, self.empty());
             }
             _ => self.fs.fsyncdir(self.r.header.pid, self.node(), self.empty()),
         }

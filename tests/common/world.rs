@@ -294,7 +294,7 @@ impl World {
     }
 
     pub fn fsync(&self, fd: Fd) -> Result<(), Errno> {
-        ask(|reply| self.fs.fsync(fd.fh, false, reply))
+        ask(|reply| self.fs.fsync(0, fd.fh, false, reply))
     }
 
     pub fn fsync_dir(&self) -> Result<(), Errno> {
@@ -361,7 +361,7 @@ impl World {
     /// As [`World::fsync`], up to where the call waits.
     pub fn begin_fsync(&self, fd: Fd) -> mpsc::Receiver<Result<(), Errno>> {
         let (tx, rx) = mpsc::channel();
-        self.fs.fsync(fd.fh, false, Reply::new(move |r| tx.send(r).unwrap()));
+        self.fs.fsync(0, fd.fh, false, Reply::new(move |r| tx.send(r).unwrap()));
         rx
     }
 

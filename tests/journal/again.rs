@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::common::world::{What, World, recovered};
 use crate::common::{self, Kind, LoopFs};
-use crate::{LOG, dir, steps, with_files};
+use crate::{LOG, dir, steps, together, with_files};
 use fsys_mount::backend::Call;
 use fsys_mount::error::Errno;
 
@@ -148,6 +148,35 @@ fn records_stay_when_a_flush_of_their_file_fails() {
     w.kill();
     assert_eq!(recovered(dir.path()).updates.len(), 2);
     assert_eq!(fs::read(dir.path().join("a")).unwrap(), b"two");
+}
+
+/// P3. Nor is anything recorded of others that are told of the same failure.
+#[test]
+fn nothing_is_recorded_once_the_mount_is_read_only() {
+    let dir = dir();
+    let w = with_files(dir.path(), &["first", "a", "b"]);
+    let open = |name| w.open_with(name, libc::O_RDWR).unwrap();
+    let (first, a, b) = (open("first"), open("a"), open("b"));
+    for fd in [first, a, b] {
+        w.write_all(fd, 0, b"one").unwrap();
+        w.fsync(fd).unwrap();
+        w.write_all(fd, 0, b"two").unwrap();
+    }
+    w.chmod(a, 0o600).unwrap();
+    w.seam.watch(&[]);
+    w.fsync(first).unwrap();
+    let own = w.seam.calls().len();
+    w.write_all(first, 0, b"three").unwrap();
+    // After the commit of the first come those of the others, together, and the flush of `a` before their records.
+    w.seam.watch(&[(own, What::Fail(Errno::NOSPC))]);
+    let told = together(&w, first, &[a, b]);
+    assert_eq!(w.seam.hits(), [(Call::SyncFile, What::Fail(Errno::NOSPC))]);
+    assert_eq!(told, [Err(Errno::NOSPC), Err(Errno::IO)]);
+    w.kill();
+    recovered(dir.path());
+    for name in ["a", "b"] {
+        assert!(fs::read(dir.path().join(name)).unwrap().starts_with(b"one"), "{name}: what failed came back");
+    }
 }
 
 /// P2. What fsync of a file that is known to be durable has left to do: a rename, space that was allocated.

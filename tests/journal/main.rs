@@ -114,6 +114,7 @@ fn together(w: &World, first: Fd, fds: &[Fd]) -> Vec<Result<(), Errno>> {
     let (go, hold) = mpsc::channel::<()>();
     let (entered, running) = mpsc::channel();
     w.fs.fsync(
+        0,
         first.fh,
         false,
         Reply::new(move |_| {
@@ -126,7 +127,7 @@ fn together(w: &World, first: Fd, fds: &[Fd]) -> Vec<Result<(), Errno>> {
         .iter()
         .map(|fd| {
             let (tx, rx) = mpsc::channel();
-            w.fs.fsync(fd.fh, false, Reply::new(move |r| tx.send(r).unwrap()));
+            w.fs.fsync(0, fd.fh, false, Reply::new(move |r| tx.send(r).unwrap()));
             rx
         })
         .collect();
