@@ -166,9 +166,11 @@ impl Drop for Mount {
     }
 }
 
-/// True when the process has ended; a zombie that nobody collects counts as ended.
+/// True when the process has ended; a zombie that nobody collects counts as ended, once none of its threads is left, which
+/// may still hold its descriptors.
 pub fn is_gone(pid: Pid) -> bool {
-    let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
-    let Ok(stat) = fs::read_to_string(path) else { return true };
-    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
+    let of = |what: &str| format!("/proc/{}/{what}", pid.as_raw_nonzero());
+    let Ok(stat) = fs::read_to_string(of("stat")) else { return true };
+    let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']));
+    zombie && fs::read_dir(of("task")).map_or(true, |threads| threads.count() <= 1)
 }
