@@ -1,7 +1,7 @@
 //! From a program's close or fsync to a ticket, and from the dispatcher's result back to the file's state.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::num::{NonZeroI32, NonZeroU32};
+use std::num::NonZeroI32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -85,7 +85,7 @@ impl Engine {
             return done.answer(Err(CommitError::at(Step::Publish, Fault::Os(e))));
         }
         let waits = h.policy.durability != Durability::Relaxed;
-        self.commit_handle(h, waits, data_only && waits, if waits { done } else { done.by(0) });
+        self.commit_handle(h, waits, data_only && waits, if waits { done } else { done.by(None) });
     }
 
     fn commit_handle(self: &Arc<Self>, h: &Handle, waits: bool, data_only: bool, done: Done) {
@@ -315,7 +315,7 @@ impl Engine {
         Counters::add(&self.counters.in_flight, 1);
         let at = Instant::now();
         let me = self.clone();
-        let whose = done.whose().map_or(0, NonZeroU32::get);
+        let whose = done.whose();
         let done = Done::new(move |r| {
             Counters::sub(&me.counters.in_flight, 1);
             me.commit_latency.record(at.elapsed());

@@ -114,10 +114,10 @@ impl Done {
         Self { answer: Some(Box::new(f)), by: None }
     }
 
-    /// It is the fsync of a program, by this thread; 0: not known.
+    /// It is the fsync of a program, by this thread.
     #[must_use]
-    pub fn by(mut self, tid: u32) -> Self {
-        self.by = NonZeroU32::new(tid);
+    pub fn by(mut self, tid: Option<NonZeroU32>) -> Self {
+        self.by = tid;
         self
     }
 

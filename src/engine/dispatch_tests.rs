@@ -9,6 +9,18 @@ use super::*;
 use crate::backend::{Anchor, FileId};
 use crate::engine::turns::{Turns, Waiting};
 
+/// The dispatcher with nothing to do between batches.
+fn run(
+    queue: &Queue,
+    rx: &Receiver<Ticket>,
+    batch_max: usize,
+    window: impl Fn() -> Duration,
+    counters: &Counters,
+    execute: impl FnMut(Vec<Ticket>),
+) {
+    super::run(queue, rx, batch_max, window, || None, counters, execute);
+}
+
 /// A ticket whose work is never looked at, and the slot for its answer.
 fn ticket(answers: &Arc<Mutex<Vec<(usize, Outcome)>>>, n: usize) -> Ticket {
     let file = std::fs::File::open("/").unwrap();
@@ -45,7 +57,6 @@ fn run_closed(n: usize, batch_max: usize) -> (Vec<Vec<usize>>, Vec<(usize, Outco
         &rx,
         batch_max,
         || LONG,
-        || None,
         &counters,
         |b| {
             batches.push(b.iter().map(number).collect());
@@ -91,7 +102,6 @@ fn a_full_queue_keeps_the_order() {
             &rx,
             3,
             || LONG,
-            || None,
             &counters,
             |b| {
                 order.extend(b.iter().map(number));
@@ -130,7 +140,6 @@ fn a_lone_commit_never_waits() {
         &rx,
         100,
         || LONG,
-        || None,
         &counters,
         |b| {
             assert_eq!(b.len(), 1);
@@ -170,7 +179,6 @@ fn after_a_shared_batch_the_window_waits_for_as_many_and_no_more() {
             &rx,
             100,
             || LONG,
-            || None,
             &counters,
             |b| {
                 sizes.fetch_add(1, Ordering::Relaxed);
@@ -196,7 +204,6 @@ fn a_window_ends_when_nobody_comes_back() {
         &rx,
         9,
         || Duration::from_micros(50),
-        || None,
         &counters,
         |b| {
             sizes.push(b.len());
@@ -223,7 +230,6 @@ fn the_sync_of_a_directory_is_not_held_back() {
         &rx,
         100,
         || LONG,
-        || None,
         &counters,
         |b| {
             for mut t in b {
@@ -261,7 +267,6 @@ fn syncs_of_directories_end_a_window_and_do_not_change_the_next() {
             &rx,
             100,
             || LONG,
-            || None,
             counters,
             |b| {
                 sizes.push(b.len());
@@ -304,7 +309,7 @@ fn a_commit_waits_for_the_sync_of_its_directory_that_is_due() {
         let (file, version) = (File::committed(5, id, Anchor::Fd(fd())), Version::new(fd(), id, true));
         let (file, version, method) = (Arc::new(file), Arc::new(version), Method::Auto);
         commit.work = Work::Publish { file, version, place: place.clone(), replaces: false, method };
-        commit.done = commit.done.by(6);
+        commit.done = commit.done.by(6.try_into().ok());
         sync.work = Work::SyncDir(place.dir.clone());
         assert!(q.submit(commit));
         let (mut sizes, began) = (Vec::new(), Instant::now());
@@ -327,7 +332,6 @@ fn a_commit_waits_for_the_sync_of_its_directory_that_is_due() {
                 &rx,
                 100,
                 || LONG,
-                || None,
                 counters,
                 |b| {
                     sizes.push(b.len());

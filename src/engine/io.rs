@@ -476,7 +476,8 @@ impl Engine {
             let opened;
             // Not open, but for the journal: the next update has to know that the inode changed.
             let held = if st.version.is_none() { st.id.and_then(|id| self.journal.open_version(id)) } else { None };
-            let fd = match (st.version.as_ref().or(held.as_ref()), &st.anchor, &st.pin) {
+            let version = st.version.as_ref().or(held.as_ref());
+            let fd = match (version, &st.anchor, &st.pin) {
                 (Some(v), ..) => v.fd(),
                 (None, _, Some(pin)) => std::os::fd::AsFd::as_fd(pin),
                 (None, Some(a), None) => {
@@ -489,14 +490,13 @@ impl Engine {
                 carry_mtime(v)?;
             }
             let r = f(fd)?;
-            if let (true, Some(v)) = (changes, st.version.as_ref().or(held.as_ref())) {
+            if let (true, Some(v)) = (changes, version) {
                 if held.is_some() {
                     v.inode_changed();
                 } else if v.mark_changed(self.now_ms()) {
                     self.unsettled.lock().insert(file.tag, file.clone());
                 }
-                let caps = rfs::getxattr(crate::backend::Backing::proc_path(fd).as_str(), CAPS, &mut [0_u8; 0][..]);
-                v.caps.store(caps.is_ok_and(|n| n > 0), Ordering::Relaxed);
+                v.caps.store(has_capabilities(v), Ordering::Relaxed);
             }
             Ok(r)
         };

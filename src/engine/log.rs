@@ -142,15 +142,15 @@ impl Log {
         if end <= filled {
             return;
         }
-        self.filled = end;
         if end <= step && !self.crowded {
-            self.filled = step;
-            if write_all(backing, &self.file, filled, &vec![0; STEP_BYTES]).is_err() {
-                self.crowded = true;
-                self.shrink(backing, filled);
-                self.filled = end;
+            if write_all(backing, &self.file, filled, &vec![0; STEP_BYTES]).is_ok() {
+                self.filled = step;
+                return;
             }
+            self.crowded = true;
+            self.shrink(backing, filled);
         }
+        self.filled = end;
     }
 
     /// Gives space back that no record has.

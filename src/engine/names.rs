@@ -13,11 +13,10 @@ use rustix::io::Errno;
 
 use super::Engine;
 use super::dir::{Dir, Place};
-use super::dispatch::{CommitError, Step};
+use super::dispatch::{CommitError, Done, Outcome, Step, Work};
 use super::file::{File, State};
 use super::io::Access;
 use super::state::{Event, Phase};
-use super::turns::Turns;
 use crate::backend::Fault;
 
 /// A name and the regular file behind it, if it is one that is known.
@@ -260,30 +259,23 @@ impl Engine {
     /// a commit synced the directory since the last change that anybody was told of. That matters: the kernel locks the
     /// directory for this call, and everybody else who creates or renames there waits. Without `waits` (level `relaxed`)
     /// only the error of an earlier save is told. `tid` is the thread that asks; 0: not known.
-    pub fn sync_dir(self: &Arc<Self>, dir: &Arc<Dir>, tid: u32, waits: bool, done: super::dispatch::Done) {
+    pub fn sync_dir(self: &Arc<Self>, dir: &Arc<Dir>, tid: u32, waits: bool, done: Done) {
         dir.sync_came(tid);
         let first = waits.then(|| self.acknowledged_in(&[dir])).filter(|debts| !debts.is_empty());
-        let (me, again, dir, lost_too) = (self.clone(), self.clone(), dir.clone(), dir.clone());
-        let sync = move |done: super::dispatch::Done| {
-            let lost = dir.lost.lock().take();
-            if let Some(e) = lost {
-                done.answer(Err(CommitError::at(Step::Publish, Fault::Os(e))));
-            } else if !waits || dir.is_synced() {
-                done.answer(Ok(()));
-            } else {
-                me.send(super::dispatch::Work::SyncDir(dir.clone()), done);
+        let (me, dir) = (self.clone(), dir.clone());
+        let sync = move |paid: Outcome| {
+            let lost = dir.lost.lock().take().map(|e| CommitError::at(Step::Publish, Fault::Os(e)));
+            match (paid.err().or(lost), !waits || dir.is_synced()) {
+                (Some(e), _) => done.answer(Err(e)),
+                (None, true) => done.answer(Ok(())),
+                (None, false) => me.send(Work::SyncDir(dir.clone()), done),
             }
-            Turns::next(&dir, me.turn_length());
+            dir.next_turn(me.turn_length());
         };
-        let Some(first) = first else { return sync(done) };
-        self.pay_all(first, move |r: Result<(), CommitError>| match r {
-            Ok(()) => sync(done),
-            Err(e) => {
-                lost_too.lost.lock().take();
-                done.answer(Err(e));
-                Turns::next(&lost_too, again.turn_length());
-            }
-        });
+        match first {
+            Some(first) => self.pay_all(first, sync),
+            None => sync(Ok(())),
+        }
     }
 
     /// True when nothing of the file is uncommitted or unsynced, or no name leads to it any more.

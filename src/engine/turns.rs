@@ -6,9 +6,8 @@
 //! were saved together are told so together, and the next ones when all of those have come to sync the directory:
 //! their syncs follow one another and share one barrier, and so do the next saves.
 //!
-//! Nobody says that a program will sync the directory. It is expected where programs do. A turn lasts eight windows at most (and the batch
-//! that runs then), and
-//! where one did not come within that, it is given up for a while.
+//! Nobody says that a program will sync the directory. It is expected where programs do. A turn lasts eight windows at
+//! most (and the batch that runs then), and where one did not come within that, it is given up for a while.
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
@@ -135,6 +134,12 @@ impl Dir {
     pub(super) fn sync_came(&self, tid: u32) {
         self.turn.lock().came(tid, Instant::now());
     }
+
+    /// Tells those whose turn it is; it ends after `length`.
+    pub(super) fn next_turn(&self, length: Duration) {
+        let next = self.turn.lock().take_next(Instant::now(), length);
+        tell(next);
+    }
 }
 
 /// The directories where somebody waits for a turn.
@@ -153,12 +158,6 @@ impl Turns {
         if !waiting.iter().any(|d| Arc::ptr_eq(d, dir)) {
             waiting.push(dir.clone());
         }
-    }
-
-    /// Tells those whose turn it is in `dir`.
-    pub fn next(dir: &Dir, length: Duration) {
-        let next = dir.turn.lock().take_next(Instant::now(), length);
-        tell(next);
     }
 
     /// Ends the turns that are over. `None` when nobody waits for one, else when to look again.

@@ -1,5 +1,6 @@
 //! Content of regular files: open, read, write, close, fsync.
 
+use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -130,7 +131,9 @@ impl Fs {
     /// fsync(2), fdatasync(2), by thread `tid`.
     pub fn fsync(&self, tid: u32, fh: u64, data_only: bool, reply: Reply<()>) {
         match self.handle(fh) {
-            Ok(h) => self.engine.fsync(&h, data_only, Done::new(move |r| reply.send(errno(r))).by(tid)),
+            Ok(h) => {
+                self.engine.fsync(&h, data_only, Done::new(move |r| reply.send(errno(r))).by(NonZeroU32::new(tid)));
+            }
             Err(e) => reply.send(Err(e)),
         }
     }
