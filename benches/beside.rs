@@ -3,8 +3,8 @@
 //! and, with `--peers`, through file systems of others.
 //!
 //! The device reads or writes so many MiB a second, one request after the other. Every round runs all places in an order that
-//! rotates; reported are medians over the rounds of the median and of the 99th percentile. `scripts/bench --beside` is the
-//! way to run it.
+//! rotates; reported are medians over the rounds of the median, the 99th percentile and the longest. `scripts/bench --beside`
+//! is the way to run it.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -95,13 +95,13 @@ const CALLS: [Call; 3] = [
     }),
 ];
 
-/// The times of one call beside one work in one round, milliseconds: median and 99th percentile.
-type Times = (f64, f64);
+/// The times of one call beside one work in one round, milliseconds: median, 99th percentile and longest.
+type Times = (f64, f64, f64);
 
 fn percentiles(mut all: Vec<f64>) -> Times {
     all.sort_by(f64::total_cmp);
     let at = |percent: usize| all[(all.len() - 1) * percent / 100];
-    (at(50), at(99))
+    (at(50), at(99), at(100))
 }
 
 /// Does one call after the other until the work is done.
@@ -190,7 +190,7 @@ fn main() -> ExitCode {
     let mut spots = vec![Spot { name: "raw".into(), dir: disk.subdir("raw"), mount: false }];
     spots.extend(targets.iter().map(spot));
     spots.iter().for_each(|s| s.prepare(args.large_mb));
-    println!("Milliseconds: median / 99 of 100.\n");
+    println!("Milliseconds: median / 99 of 100 / longest.\n");
     println!("| beside | | {} |", CALLS.map(|c| c.0).join(" | "));
     println!("|---|---|---|---|---|");
     for work in WORKS {
@@ -204,7 +204,7 @@ fn main() -> ExitCode {
         for (spot, rounds) in spots.iter().zip(&all) {
             let cell = |call: usize| {
                 let of = |pick: fn(&Times) -> f64| middle(rounds.iter().map(|r| pick(&r[call])).collect()).0;
-                format!("{:.2} / {:.2}", of(|t| t.0), of(|t| t.1))
+                format!("{:.2} / {:.2} / {:.2}", of(|t| t.0), of(|t| t.1), of(|t| t.2))
             };
             println!("| {} | {} | {} | {} | {} |", work.0, spot.name, cell(0), cell(1), cell(2));
         }

@@ -18,6 +18,11 @@ impl Backing {
         files.iter().map(|fd| contain(|| self.pass(Call::WriteOut).and_then(|_| sys::write_out_wait(fd)))).collect()
     }
 
+    /// Writes the dirty pages of a range to the device and waits for them. No flush.
+    pub fn write_piece(&self, file: BorrowedFd<'_>, off: u64, len: u64) -> Result<(), Fault> {
+        contain(|| self.pass(Call::WritePiece).and_then(|_| sys::write_out_range(file, off, len)))
+    }
+
     /// fsync or fdatasync of all files, side by side.
     pub fn sync_files(&self, jobs: &[SyncJob<'_>]) -> Vec<Result<(), Fault>> {
         self.sync_gated(|_| Call::SyncFile, jobs)

@@ -4,6 +4,7 @@
 //! writes and panic, on the very code that runs in production. Names are always relative to a directory descriptor
 //! and never followed, so no symlink leads out.
 
+pub mod failure;
 pub mod flush;
 pub mod probe;
 mod stall;
@@ -18,9 +19,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{self as rfs, AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
+use crate::sys;
 use crate::sys::handle::{FileHandle, handle_of, open_handle};
-use crate::sys::{self, AlignedBuf};
 use probe::Probe;
+use uring::writes::Writes;
 
 /// Descriptors that stay free for what is open already, of `limit`.
 pub const fn reserve(limit: u64) -> u64 {
@@ -37,6 +39,8 @@ pub enum Call {
     OpenStage,
     /// pwrite of file content.
     Write,
+    /// The end of a write that was said to be made when it began.
+    Land,
     /// ftruncate.
     Truncate,
     /// fallocate.
@@ -45,6 +49,8 @@ pub enum Call {
     CopyRange,
     /// Owner, mode and attributes onto a staged version.
     CopyMeta,
+    /// sync_file_range with wait of a piece of a large version that is still being written.
+    WritePiece,
     /// sync_file_range with wait.
     WriteOut,
     /// fsync or fdatasync of a file.
@@ -177,6 +183,7 @@ pub struct Backing {
     handles: bool,
     probe: Probe,
     ring: uring::Flusher,
+    writes: Arc<Writes>,
     gate: Option<Arc<dyn Gate>>,
     stall: stall::Stall,
     stage_seq: AtomicU64,
@@ -207,6 +214,7 @@ impl Backing {
             handles,
             probe,
             ring,
+            writes: Arc::new(Writes::new(gate.clone())),
             gate,
             stall: stall::Stall::new(),
             stage_seq: AtomicU64::new(stage_seed()),
@@ -367,12 +375,6 @@ impl Backing {
     /// Whether writes wait for the device at the moment.
     pub fn writes_wait(&self) -> bool {
         self.stall.is_on()
-    }
-
-    /// pwrite(2) of aligned data through a descriptor opened with `O_DIRECT`.
-    pub fn write_direct(&self, fd: impl AsFd, off: u64, data: &[u8]) -> Result<usize, Errno> {
-        let Some(buf) = AlignedBuf::from_slice(data) else { return Ok(0) };
-        rustix::io::pwrite(fd, self.admitted(buf.as_slice())?, off)
     }
 
     /// ftruncate(2).

@@ -2,6 +2,8 @@
 //! kernel offers no ring. Side by side matters: the kernel lets all of them share one journal commit and its flushes,
 //! which one after another they would each pay.
 
+pub mod writes;
+
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::{IoUring, opcode, types};

@@ -29,7 +29,7 @@ const MEANING: [(&str, &str); 21] = [
         "How data reaches stable storage.\n\
          auto      one barrier for a whole batch where the file system's order makes that sound, else a flush of each file\n\
          sync      fsync of each file        data   fdatasync of each file\n\
-         direct    O_DIRECT writes where aligned, and fdatasync",
+         direct    O_DIRECT writes where aligned, several at a time through io_uring, and fdatasync",
     ),
     (
         "restage_max_bytes",

@@ -173,7 +173,7 @@ impl Engine {
             }
         }
         self.log_all(ops);
-        let plan: Vec<(usize, Arc<Version>, Flush)> = ops
+        let mut plan: Vec<(usize, Arc<Version>, Flush)> = ops
             .iter()
             .enumerate()
             .filter(|(_, op)| op.alive())
@@ -182,6 +182,11 @@ impl Engine {
                 _ => None,
             })
             .collect();
+        plan.retain(|(i, version, _)| {
+            let settled = version.settled();
+            note(&mut ops[*i], Step::Data, settled.map_err(Fault::Os));
+            settled.is_ok()
+        });
         let of = |want: fn(Flush) -> bool| plan.iter().filter(move |p| want(p.2)).collect::<Vec<_>>();
         // Before syncfs too: what it writes for one batch may be another's, and the error is told to the file alone.
         let outs = of(|f| matches!(f, Flush::WriteOut | Flush::Syncfs));
@@ -259,6 +264,10 @@ impl Engine {
     }
 
     fn copy_now(&self, c: &Copy) -> Result<(), Errno> {
+        c.src.settle();
+        if let Some(e) = c.src.failed.late() {
+            return Err(e);
+        }
         let n = if c.src.overlaid().is_some() || c.dst.overlaid().is_some() {
             self.copy_through(c)?
         } else {

@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroI32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use parking_lot::{Mutex, RwLockWriteGuard};
+use parking_lot::RwLockWriteGuard;
 use rustix::io::Errno;
 
 use super::batch::{InPlace, Published};
 use super::dir::{Dir, Place};
-use super::dispatch::{Cause, CommitError, Done, Outcome, Step, Ticket, Work};
+use super::dispatch::{Cause, CommitError, Countdown, Done, Outcome, Step, Ticket, Work};
 use super::file::{File, Handle, Parked, State, Version, owed_so_far};
 use super::state::{Event, Phase};
+use super::write::waits_at_close;
 use super::{Behind, Engine};
 use crate::backend::{Fault, contain};
 use crate::config::policy::Durability;
@@ -97,8 +98,10 @@ impl Engine {
         }
         Self::unmark(h, &mut st);
         self.expect_unseen(&h.file, &st);
-        let tainted = st.phase == Phase::Staged && st.version.as_ref().is_some_and(|v| v.taint.lock().is_some());
-        let answer = if submits || tainted {
+        let failed = st.phase == Phase::Staged && st.version.as_ref().is_some_and(|v| v.failed.errno().is_some());
+        // On its way to the queue, and not in its place among the debts yet.
+        let delayed = st.phase == Phase::Committing && waits_at_close(st.policy);
+        let answer = if submits || failed || delayed {
             self.submit(&h.file, &mut st, data_only, done)
         } else {
             // Only what is there to commit: a debt without one would publish the next version half-written.
@@ -250,7 +253,11 @@ impl Engine {
                 st.waiting.get_mut().get_or_insert_default().joined.push(done);
                 None
             }
-            Phase::Orphan => Some((done, Ok(()))),
+            Phase::Orphan => {
+                let lost = st.version.as_ref().and_then(|v| v.failed.late());
+                let lost = lost.map(|e| CommitError::at(Step::Data, Fault::Os(e)));
+                Some((done, lost.map_or(Ok(()), Err)))
+            }
             Phase::Staged => self.submit_stage(file, st, done),
             Phase::Clean => {
                 st.unsynced.take_if(|u| u.0.is_synced_upto(u.1));
@@ -276,23 +283,27 @@ impl Engine {
         if let Err(e) = st.go(Event::Submit) {
             return Some((done, Err(CommitError::at(Step::Queue, Fault::Os(e)))));
         }
-        let taint = *version.taint.lock();
-        if let Some((_, e)) = taint {
+        if let Some(e) = version.failed.errno() {
             // A write failed and the program closed regardless: what there is would be a prefix.
             let error = CommitError::at(Step::Data, Fault::Os(e));
             self.fail(file, st, &version, &error);
             return Some((done, Err(error)));
         }
         let (file, method) = (file.clone(), st.policy.method);
-        self.send(
-            match place {
-                Some(place) if version.overlaid().is_none() => {
-                    Work::Publish { file, version, place, replaces: st.id.is_some(), method }
-                }
-                _ => Work::Journal { file, version, names: st.names.clone() },
-            },
-            done,
-        );
+        let work = match place {
+            Some(place) if version.overlaid().is_none() => {
+                Work::Publish { file, version: version.clone(), place, replaces: st.id.is_some(), method }
+            }
+            _ => Work::Journal { file, version: version.clone(), names: st.names.clone() },
+        };
+        let ticket = self.ticket(work, done);
+        if st.owes() || !waits_at_close(st.policy) {
+            // In the order of the debts, that there are or may be.
+            self.enqueue(ticket);
+        } else {
+            let me = self.clone();
+            self.when_written_out(&version, move || me.enqueue(ticket));
+        }
         None
     }
 
@@ -312,6 +323,10 @@ impl Engine {
     /// Queues an operation. When the queue is full, the program that waits for the answer waits for a place too; the
     /// thread that serves the kernel goes on.
     pub fn send(self: &Arc<Self>, work: Work, done: Done) {
+        self.enqueue(self.ticket(work, done));
+    }
+
+    fn ticket(self: &Arc<Self>, work: Work, done: Done) -> Ticket {
         Counters::add(&self.counters.in_flight, 1);
         let at = Instant::now();
         let me = self.clone();
@@ -322,7 +337,11 @@ impl Engine {
             done.answer(r);
         })
         .by(whose);
-        if !self.queue.submit(Ticket { work, done, at }) {
+        Ticket { work, done, at }
+    }
+
+    fn enqueue(&self, ticket: Ticket) {
+        if !self.queue.submit(ticket) {
             Counters::add(&self.counters.queue_full_waits, 1);
         }
     }
@@ -552,33 +571,4 @@ impl Engine {
 /// A name for people.
 pub(super) fn path_of(place: Option<&Place>) -> String {
     place.map_or_else(|| "a file without a known name".into(), |p| p.path().display().to_string())
-}
-
-struct Countdown {
-    left: AtomicUsize,
-    first: Mutex<Outcome>,
-    then: Mutex<Option<Box<dyn FnOnce(Outcome) + Send>>>,
-}
-
-impl Countdown {
-    /// Calls `then` with the first error, if any, after `n` results.
-    fn new(n: usize, then: impl FnOnce(Outcome) + Send + 'static) -> Arc<Self> {
-        Arc::new(Self { left: AtomicUsize::new(n), first: Mutex::new(Ok(())), then: Mutex::new(Some(Box::new(then))) })
-    }
-
-    fn one(&self, r: Outcome) {
-        if r.is_err() {
-            let mut first = self.first.lock();
-            if first.is_ok() {
-                *first = r;
-            }
-        }
-        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let then = self.then.lock().take();
-            let result = self.first.lock().clone();
-            if let Some(then) = then {
-                then(result);
-            }
-        }
-    }
 }

@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
@@ -413,6 +414,37 @@ fn wait_for(queue: &Queue, rx: &Receiver<Ticket>, batch: &mut Vec<Ticket>, targe
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
         }
         queue.refill();
+    }
+}
+
+/// Answers once when a number of results are in.
+pub(super) struct Countdown {
+    left: AtomicUsize,
+    first: Mutex<Outcome>,
+    then: Mutex<Option<Box<dyn FnOnce(Outcome) + Send>>>,
+}
+
+impl Countdown {
+    /// Calls `then` with the first error, if any, after `n` results.
+    pub(super) fn new(n: usize, then: impl FnOnce(Outcome) + Send + 'static) -> Arc<Self> {
+        Arc::new(Self { left: AtomicUsize::new(n), first: Mutex::new(Ok(())), then: Mutex::new(Some(Box::new(then))) })
+    }
+
+    /// One more result.
+    pub(super) fn one(&self, r: Outcome) {
+        if r.is_err() {
+            let mut first = self.first.lock();
+            if first.is_ok() {
+                *first = r;
+            }
+        }
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let then = self.then.lock().take();
+            let result = self.first.lock().clone();
+            if let Some(then) = then {
+                then(result);
+            }
+        }
     }
 }
 

@@ -100,7 +100,7 @@ impl Engine {
         // The directory is synced within half an interval: an older version would be durable too late.
         let age = self.now_ms().saturating_sub(version.dirty_ms.load(Ordering::Relaxed));
         let late = u128::from(age) > self.config().limits.commit_interval().as_millis() * 3 / 10;
-        let special = version.overlaid().is_some() || version.taint.lock().is_some() || self.writable().is_err();
+        let special = version.overlaid().is_some() || version.failed.errno().is_some() || self.writable().is_err();
         if late || special || !self.is_written_out(st.policy.method) || st.go(Event::Submit).is_err() {
             return Taken::Elsewhere;
         }
@@ -117,7 +117,8 @@ impl Engine {
                 self.count_panic(&fault);
                 self.commit_failed(&e.file, &e.version, &CommitError::at(step, fault));
             };
-            if let Err(fault) = written {
+            let data = written.and_then(|()| Ok(e.version.settled()?));
+            if let Err(fault) = data {
                 failed(Step::Data, fault);
                 continue;
             }

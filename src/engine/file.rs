@@ -13,7 +13,9 @@ use super::dir::{Dir, Place};
 use super::dispatch::Done;
 use super::overlay::Overlay;
 use super::state::{Event, Phase};
-use crate::backend::{Anchor, FileId};
+use crate::backend::failure::Failures;
+use crate::backend::uring::writes::DirectFile;
+use crate::backend::{Anchor, Backing, FileId};
 use crate::config::policy::{Durability, Policy};
 use crate::sys;
 
@@ -21,9 +23,9 @@ use crate::sys;
 #[derive(Debug)]
 pub struct Version {
     /// Open for reading, and for writing when `writable`.
-    pub fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     /// The same inode with `O_DIRECT`, for method `direct`.
-    pub direct: Option<OwnedFd>,
+    pub direct: Option<Direct>,
     /// Its identity.
     pub id: FileId,
     /// Whether `fd` can be written.
@@ -46,13 +48,15 @@ pub struct Version {
     pub looked_ns: AtomicI64,
     /// Highest byte accounted as staged.
     pub accounted: AtomicU64,
+    /// Bytes from the beginning that were written to the device while more was written.
+    pub written_out: Mutex<u64>,
     /// Its name in `.fsys/staging`, from the moment before it is published over another version.
     pub temp: Mutex<Option<String>>,
     /// The version before, kept open until the commit was answered: the file system then frees that inode while the
     /// programs go on, not while they wait.
     pub before: Mutex<Option<Arc<Version>>>,
-    /// A write that failed and was not made good: the version is not what the program wanted.
-    pub taint: Mutex<Option<(u64, Errno)>>,
+    /// Writes that failed and were not made good: the version is not what the program wanted.
+    pub failed: Arc<Failures>,
     /// In write mode `journal`: changes that wait for their commit.
     pub overlay: OnceLock<Overlay>,
 }
@@ -61,7 +65,7 @@ impl Version {
     /// A version nobody has written to.
     pub fn new(fd: OwnedFd, id: FileId, writable: bool) -> Self {
         Self {
-            fd,
+            fd: Arc::new(fd),
             direct: None,
             id,
             writable,
@@ -74,9 +78,10 @@ impl Version {
             last_write_ms: AtomicU64::new(0),
             looked_ns: AtomicI64::new(0),
             accounted: AtomicU64::new(0),
+            written_out: Mutex::new(0),
             temp: Mutex::new(None),
             before: Mutex::new(None),
-            taint: Mutex::new(None),
+            failed: Arc::default(),
             overlay: OnceLock::new(),
         }
     }
@@ -119,9 +124,52 @@ impl Version {
         self.is_synced() && !self.data_only.load(Ordering::Acquire)
     }
 
-    /// Borrowed descriptor.
+    /// The descriptor, when all writes that were said to be made are, or failed.
     pub fn fd(&self) -> BorrowedFd<'_> {
+        self.settle();
         self.fd.as_fd()
+    }
+
+    /// The descriptor, while writes may be on their way: times and size may still change.
+    pub fn fd_unsettled(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// From now on it is written with `O_DIRECT`, where writes are so aligned.
+    pub fn write_directly(&mut self, backing: &Backing) -> Result<(), Errno> {
+        self.direct = Some(Direct(Arc::new(backing.open_direct(&self.fd, self.failed.clone())?)));
+        Ok(())
+    }
+
+    /// Whether writes are on their way that were said to be made.
+    pub fn in_flight(&self) -> bool {
+        self.direct.as_ref().is_some_and(|d| d.0.in_flight())
+    }
+
+    /// Waits for the writes on their way.
+    pub fn settle(&self) {
+        if let Some(d) = &self.direct {
+            d.0.settle();
+        }
+    }
+
+    /// As [`Version::settle`].
+    ///
+    /// # Errors
+    /// The version is not what the program wanted: a write failed and was not made good.
+    pub fn settled(&self) -> Result<(), Errno> {
+        self.settle();
+        self.failed.errno().map_or(Ok(()), Err)
+    }
+}
+
+/// What is written with `O_DIRECT`; at its end no write is on its way.
+#[derive(Debug)]
+pub struct Direct(pub Arc<DirectFile>);
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        self.0.settle();
     }
 }
 

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{self as rfs, FallocateFlags, Mode, Stat};
+use rustix::fs::{self as rfs, FallocateFlags, Stat};
 use rustix::io::Errno;
 
 use super::Engine;
@@ -17,15 +17,12 @@ use super::dispatch::{Copy, Done, Work};
 use super::file::{File, Handle, State, Version};
 use super::overlay::Overlay;
 use super::served::Register;
-use super::stage::{Content, without_privileges};
+use super::stage::Content;
 use super::state::Phase;
-use crate::backend::contain;
-use crate::config::policy::{Method, Policy, WriteMode};
-use crate::telemetry::Counters;
+use super::write::drop_privileges;
+use crate::config::policy::{Policy, WriteMode};
 
-const CAPS: &str = "security.capability";
-/// Alignment of `O_DIRECT` writes, bytes: the largest logical block of common devices.
-const DIRECT_ALIGN: u64 = 4096;
+pub(super) const CAPS: &str = "security.capability";
 /// Largest range, in bytes, that is copied in one piece where it cannot be cloned: others wait for it.
 const COPY_MAX: usize = 2 << 20;
 /// Up to this size, bytes, a file is small ([`Handle::rewrites_small`]): copying it costs less than a request does.
@@ -155,7 +152,7 @@ impl Engine {
         self.ensure_version(st, true)?;
         let v = st.open_version()?.clone();
         self.resize(&v, 0)?;
-        *v.taint.lock() = None;
+        v.failed.heal(0..u64::MAX);
         drop_privileges(&v, kill)?;
         if begun {
             // As with any rewrite: nothing was written yet.
@@ -178,62 +175,12 @@ impl Engine {
         version.read_cached_at(off, buf)
     }
 
-    /// Whether a write of that many bytes through `h` may wait for the device.
-    pub fn write_waits(&self, h: &Handle, len: usize) -> bool {
-        h.policy.method == Method::Direct && len as u64 >= DIRECT_ALIGN || self.backing.writes_wait()
-    }
-
     /// Makes the content of a version so long.
     fn resize(&self, v: &Version, size: u64) -> Result<(), Errno> {
         match v.overlaid() {
             Some(o) => o.cut(&self.backing, size),
             None => self.backing.truncate(v.fd(), size),
         }
-    }
-
-    /// Writes at an offset; may write less, as write(2) may.
-    pub fn write(self: &Arc<Self>, h: &Handle, off: u64, data: &[u8], kill: bool) -> Access<usize> {
-        self.change(h, true, |v, staged| {
-            if staged {
-                self.account_write(v, off, data.len() as u64).inspect_err(|e| taint(v, off, *e))?;
-            }
-            drop_privileges(v, kill)?;
-            // A panic half way is a failed write too: what there is must not be published.
-            let wrote = contain(|| self.put(v, off, data)).map_err(|fault| {
-                self.count_panic(&fault);
-                fault.errno()
-            });
-            match &wrote {
-                // Asked for what no file can hold: nothing was lost.
-                Err(Errno::FBIG | Errno::INVAL) => {}
-                Err(e) if staged => taint(v, off, *e),
-                Ok(n) => heal(v, off, *n),
-                Err(_) => {}
-            }
-            wrote
-        })
-    }
-
-    fn put(&self, v: &Version, off: u64, data: &[u8]) -> Result<usize, Errno> {
-        if let Some(overlay) = v.overlaid() {
-            return overlay.write(&self.backing, off, data);
-        }
-        if let Some(direct) = &v.direct {
-            let aligned = off.is_multiple_of(DIRECT_ALIGN)
-                && (data.len() as u64).is_multiple_of(DIRECT_ALIGN)
-                && !data.is_empty();
-            if aligned {
-                match self.backing.write_direct(direct, off, data) {
-                    Err(Errno::INVAL) => {}
-                    r => {
-                        Counters::add(&self.counters.direct_writes, 1);
-                        return r;
-                    }
-                }
-            }
-            Counters::add(&self.counters.direct_fallbacks, 1);
-        }
-        self.backing.write(v.fd(), off, data)
     }
 
     /// Changes the size. Without a descriptor (truncate(2)) the change is committed within the commit interval.
@@ -265,9 +212,9 @@ impl Engine {
             }
             return Access::Done(r.map(|_| ()));
         }
-        let resize = |v: &Version, _staged: bool| {
+        let resize = |v: &Arc<Version>, _staged: bool| {
             self.resize(v, size)?;
-            heal(v, size, usize::MAX);
+            v.failed.heal(size..u64::MAX);
             drop_privileges(v, kill)
         };
         if let Some(h) = h {
@@ -355,10 +302,13 @@ impl Engine {
             let cannot = [Errno::XDEV, Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS, Errno::BADF, Errno::TXTBSY];
             let lost = r.is_err_and(|e| !cannot.contains(&e)) && handle.file.state.read().is_staged();
             if let (true, Err(e)) = (lost, &r) {
-                taint(&version, dst_off, *e);
+                version.failed.add(dst_off, *e);
             }
             if lost || r.is_ok() {
                 me.note_write(&handle, &version);
+            }
+            if let (Ok(n), true) = (&r, handle.file.state.read().is_staged()) {
+                me.write_out_behind(&handle, &version, dst_off, *n);
             }
             done(r);
         });
@@ -375,11 +325,11 @@ impl Engine {
     }
 
     /// Runs `f` on the version that writes through `h` concern, with a flag that tells whether it is staged.
-    fn change<T>(
+    pub(super) fn change<T>(
         self: &Arc<Self>,
         h: &Handle,
         wrote: bool,
-        f: impl FnOnce(&Version, bool) -> Result<T, Errno>,
+        f: impl FnOnce(&Arc<Version>, bool) -> Result<T, Errno>,
     ) -> Access<T> {
         if let Err(e) = self.writable() {
             return Access::Done(Err(e));
@@ -517,41 +467,9 @@ pub(super) fn ctime_of(st: &Stat) -> (i64, i64) {
     (st.st_ctime, st.st_ctime_nsec as i64)
 }
 
-/// Takes set-user-ID, set-group-ID (when `kill`) and capabilities away, as the kernel does on a write: it leaves this
-/// to us (`FUSE_HANDLE_KILLPRIV_V2`).
-pub(super) fn drop_privileges(v: &Version, kill: bool) -> Result<(), Errno> {
-    if v.caps.swap(false, Ordering::Relaxed) {
-        match rfs::fremovexattr(v.fd(), CAPS) {
-            Ok(()) | Err(Errno::NODATA) => v.inode_changed(),
-            Err(e) => return Err(e),
-        }
-    }
-    if kill {
-        let mode = rfs::fstat(v.fd())?.st_mode;
-        if without_privileges(mode) != mode {
-            rfs::fchmod(v.fd(), Mode::from_raw_mode(without_privileges(mode) & 0o7777))?;
-            v.inode_changed();
-        }
-    }
-    Ok(())
-}
-
 /// Whether a write is to take capabilities away.
 fn has_capabilities(v: &Version) -> bool {
     rfs::fgetxattr(v.fd(), CAPS, &mut [0_u8; 0][..]).is_ok_and(|n| n > 0)
-}
-
-/// A write to a staged version failed: unless the program makes it good, the version is not what it wanted.
-fn taint(v: &Version, off: u64, e: Errno) {
-    v.taint.lock().get_or_insert((off, e));
-}
-
-/// A later write that covers the failed offset, or a truncation below it, makes it good.
-fn heal(v: &Version, off: u64, len: usize) {
-    let mut t = v.taint.lock();
-    if t.is_some_and(|(bad, _)| off <= bad && (bad - off) < len as u64) {
-        *t = None;
-    }
 }
 
 /// Counts a new descriptor. Under the same lock as the opening of the version: a commit that ended in between would

@@ -70,7 +70,7 @@ impl Journal {
     /// not flush it first.
     pub fn open_version(&self, id: FileId) -> Option<Arc<Version>> {
         // After a commit that failed its changes still lie over the inode.
-        let usable = |v: &&Arc<Version>| v.overlaid().is_none() && v.taint.lock().is_none();
+        let usable = |v: &&Arc<Version>| v.overlaid().is_none() && v.failed.errno().is_none();
         if self.holds() { self.files.lock().get(&id).filter(usable).cloned() } else { None }
     }
 }

@@ -35,6 +35,7 @@ mod ticker;
 mod turns;
 mod view;
 mod workers;
+mod write;
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;

@@ -3,7 +3,7 @@
 //! can begin meanwhile and bring an old name back.
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -132,10 +132,10 @@ impl Engine {
     }
 
     fn link_count(st: &State) -> u64 {
-        let links = |fd: &OwnedFd| rfs::fstat(fd).map_or(0, |s| s.st_nlink);
+        let links = |fd: BorrowedFd<'_>| rfs::fstat(fd).map_or(0, |s| s.st_nlink);
         match (&st.version, &st.pin) {
-            (Some(v), _) => links(&v.fd),
-            (None, Some(pin)) => links(pin),
+            (Some(v), _) => links(v.fd_unsettled()),
+            (None, Some(pin)) => links(pin.as_fd()),
             (None, None) => 0,
         }
     }

@@ -340,14 +340,22 @@ impl Version {
     /// Content at an offset, as programs see it; fewer bytes only at the end of the file.
     pub fn read_at(&self, off: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         let changes = self.overlay.get().map(|o| (o, o.changes.read()));
+        let fd = self.fd();
+        if let Some(e) = self.failed.late() {
+            // What was said to be written may not be there.
+            return Err(e);
+        }
         match &changes {
-            Some((o, c)) if c.is_some() => c.as_ref().map_or(Ok(0), |c| c.read(self.fd(), o.side(), off, buf)),
-            _ => pread(self.fd(), off, buf),
+            Some((o, c)) if c.is_some() => c.as_ref().map_or(Ok(0), |c| c.read(fd, o.side(), off, buf)),
+            _ => pread(fd, off, buf),
         }
     }
 
     /// As [`Version::read_at`], of what is in memory; `None` when it would wait for the device.
     pub fn read_cached_at(&self, off: u64, buf: &mut [u8]) -> Result<Option<usize>, Errno> {
+        if self.in_flight() || self.failed.late().is_some() {
+            return Ok(None);
+        }
         match preadv2(self.fd(), &mut [IoSliceMut::new(buf)], off, ReadWriteFlags::NOWAIT) {
             Ok(n) if n == buf.len() || off + n as u64 >= rfs::fstat(self.fd())?.st_size as u64 => {
                 // What an overlay puts over it was written a moment ago.

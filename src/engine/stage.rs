@@ -194,9 +194,8 @@ impl Engine {
         if policy.method != Method::Direct {
             return;
         }
-        match self.backing.reopen(v.fd(), libc::O_WRONLY | libc::O_DIRECT) {
-            Ok(fd) => v.direct = Some(fd),
-            Err(_) => Counters::add(&self.counters.direct_fallbacks, 1),
+        if v.write_directly(&self.backing).is_err() {
+            Counters::add(&self.counters.direct_fallbacks, 1);
         }
     }
 

@@ -71,7 +71,7 @@ impl Fs {
             Err(e) => return reply.send(Err(e)),
         };
         // Not what the kernel writes back by itself: it opens the file with `O_TRUNC` meanwhile.
-        if tid == 0 || !self.engine.write_waits(&h, data.len()) {
+        if tid == 0 || !self.engine.write_waits(&h, off, data.len()) {
             return self.write_now(&h, tid, off, data, kill, reply);
         }
         // Before it is written another process may close its copy of the descriptor.

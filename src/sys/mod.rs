@@ -27,9 +27,15 @@ pub fn write_out_start(fd: impl AsFd) -> Result<(), Errno> {
 /// Writes all dirty pages of a file to the device and waits for them. They may then still sit in the device's
 /// cache: this is no flush. Reports **and consumes** a write-back error.
 pub fn write_out_wait(fd: impl AsFd) -> Result<(), Errno> {
+    write_out_range(fd, 0, 0)
+}
+
+/// The same of a range; without a length, to the end.
+pub fn write_out_range(fd: impl AsFd, off: u64, len: u64) -> Result<(), Errno> {
     let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let (off, len) = (i64::try_from(off).unwrap_or(i64::MAX), i64::try_from(len).unwrap_or(i64::MAX));
     // SAFETY: plain integers and a descriptor that lives through the call.
-    check(unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, flags) })
+    check(unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), off, len, flags) })
 }
 
 /// syncfs(2): everything dirty in the file system that holds `fd`, strangers' data too.
@@ -147,6 +153,23 @@ impl AlignedBuf {
         // SAFETY: `ptr` owns at least `data.len()` fresh bytes that overlap nothing.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), ptr.as_ptr(), data.len()) };
         Some(Self { ptr, layout })
+    }
+
+    /// So many zero bytes, of which there is at least one.
+    pub fn zeroed(len: usize) -> Self {
+        Self::from_slice(&vec![0; len.max(1)]).unwrap_or_else(|| unreachable!("it is not empty"))
+    }
+
+    /// Where it begins.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Begins with these bytes, as many as there is room for.
+    pub fn fill_from(&mut self, data: &[u8]) {
+        let n = data.len().min(self.layout.size());
+        // SAFETY: `ptr` owns `layout.size()` bytes, and `&mut self` says that nobody else looks at them.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.ptr.as_ptr(), n) };
     }
 
     /// The bytes.

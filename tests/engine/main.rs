@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests: a failure there is a failure of the test
 
+mod large;
 mod waiters;
 
 use std::ffi::OsStr;
@@ -25,6 +26,8 @@ use fsys_mount::fs::Caller;
 struct Script {
     seen: Mutex<Vec<Call>>,
     rule: Mutex<Option<Rule>>,
+    /// The first call of this kind tells that it is there, and waits to be told to go on.
+    stop: Mutex<Option<(Call, mpsc::Sender<()>, mpsc::Receiver<()>)>>,
 }
 
 /// Given the call and how many of its kind came before, what happens to it.
@@ -37,6 +40,11 @@ impl Gate for Script {
             seen.push(call);
             seen.iter().filter(|c| **c == call).count() - 1
         };
+        let stop = self.stop.lock().unwrap().take_if(|s| s.0 == call);
+        if let Some((_, arrived, go)) = stop {
+            arrived.send(()).unwrap();
+            go.recv_timeout(Duration::from_secs(60)).unwrap();
+        }
         let mut rule = self.rule.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         rule.as_mut().map_or(Verdict::Go, |r| r(call, n))
     }
@@ -105,7 +113,7 @@ impl Rig {
         std::fs::read_dir(dir).unwrap().map(|e| std::fs::read_to_string(e.unwrap().path()).unwrap()).collect()
     }
     fn leftovers(&self) -> usize {
-        std::fs::read_dir(self.dir.path().join(".fsys/staging")).unwrap().count()
+        self.dir.path().join(".fsys/staging").read_dir().unwrap().count()
     }
     /// Commits several handles so that they make one batch: the first commit blocks in its answer until all are queued.
     fn commit_together(&self, handles: &[Handle]) -> Vec<Outcome> {

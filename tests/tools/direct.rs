@@ -32,7 +32,7 @@ struct Args {
 /// What `O_DIRECT` asks of offset, length and memory.
 const BLOCK: usize = 4096;
 /// Largest size of the file, bytes.
-const LARGEST: usize = 64 * BLOCK;
+const LARGEST: usize = 512 * BLOCK;
 
 /// Memory aligned to a page, for the length of the program.
 fn aligned() -> &'static mut [u8] {
@@ -61,7 +61,9 @@ struct Run {
 impl Run {
     fn range(&mut self, unit: usize) -> Range<usize> {
         let start = self.rng.usize(..LARGEST / unit);
-        let len = self.rng.usize(1..=(LARGEST / unit - start).min(8 * BLOCK / unit));
+        // One in four is so large that it may be on its way when the next operation comes.
+        let most = if self.rng.u8(..4) == 0 { 256 } else { 8 };
+        let len = self.rng.usize(1..=(LARGEST / unit - start).min(most * BLOCK / unit));
         start * unit..(start + len) * unit
     }
 
