@@ -100,7 +100,7 @@ impl Engine {
         self.expect_unseen(&h.file, &st);
         let failed = st.phase == Phase::Staged && st.version.as_ref().is_some_and(|v| v.failed.errno().is_some());
         // On its way to the queue, and not in its place among the debts yet.
-        let delayed = st.phase == Phase::Committing && waits_at_close(st.policy);
+        let delayed = st.phase == Phase::Committing && st.version.as_ref().is_some_and(|v| v.behind.is_awaited());
         let answer = if submits || failed || delayed {
             self.submit(&h.file, &mut st, data_only, done)
         } else {

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
+use super::behind::Behind;
 use super::dir::{Dir, Place};
 use super::dispatch::Done;
 use super::overlay::Overlay;
@@ -48,8 +49,8 @@ pub struct Version {
     pub looked_ns: AtomicI64,
     /// Highest byte accounted as staged.
     pub accounted: AtomicU64,
-    /// Bytes from the beginning that were written to the device while more was written.
-    pub written_out: Mutex<u64>,
+    /// How far it was written to the device while it was written.
+    pub behind: Behind,
     /// Its name in `.fsys/staging`, from the moment before it is published over another version.
     pub temp: Mutex<Option<String>>,
     /// The version before, kept open until the commit was answered: the file system then frees that inode while the
@@ -78,7 +79,7 @@ impl Version {
             last_write_ms: AtomicU64::new(0),
             looked_ns: AtomicI64::new(0),
             accounted: AtomicU64::new(0),
-            written_out: Mutex::new(0),
+            behind: Behind::default(),
             temp: Mutex::new(None),
             before: Mutex::new(None),
             failed: Arc::default(),
@@ -153,12 +154,13 @@ impl Version {
         }
     }
 
-    /// As [`Version::settle`].
+    /// As [`Version::settle`], and nothing writes it to the device behind its program any more.
     ///
     /// # Errors
     /// The version is not what the program wanted: a write failed and was not made good.
     pub fn settled(&self) -> Result<(), Errno> {
         self.settle();
+        self.behind.seal();
         self.failed.errno().map_or(Ok(()), Err)
     }
 }

@@ -308,7 +308,7 @@ impl Engine {
                 me.note_write(&handle, &version);
             }
             if let (Ok(n), true) = (&r, handle.file.state.read().is_staged()) {
-                me.write_out_behind(&handle, &version, dst_off, *n);
+                me.note_staged_write(&handle, &version, dst_off, *n);
             }
             done(r);
         });

@@ -14,6 +14,7 @@
 
 mod activity;
 mod batch;
+mod behind;
 mod commit;
 pub mod dir;
 pub mod dispatch;
@@ -62,6 +63,8 @@ use file::File;
 const DIR_FDS: usize = 512;
 /// Calls that wait for the device side by side: enough that it can put them in order, or do them at once.
 const DEVICE_THREADS: usize = 32;
+/// Threads that write large versions to the device.
+const PIECE_THREADS: usize = 4;
 /// Bytes that wait to be written so; what comes then is written by the thread that serves it, and holds up the others.
 const DEFERRED_MAX: u64 = 64 << 20;
 /// What eight programs need to come back on two cores, measured; a shorter window splits their batches.
@@ -118,6 +121,8 @@ pub struct Engine {
     readers: workers::Workers,
     /// For writes that do.
     writers: workers::Workers,
+    /// Large versions are written to the device by these.
+    pieces: workers::Workers,
     /// Bytes that those hold.
     deferred: AtomicU64,
     dir_fds: DirFds,
@@ -179,6 +184,7 @@ impl Engine {
             workers: workers::Workers::start("worker", 2, 2)?,
             readers: workers::Workers::start("reader", 1, DEVICE_THREADS)?,
             writers: workers::Workers::start("writer", 1, DEVICE_THREADS)?,
+            pieces: workers::Workers::start("piece", 1, PIECE_THREADS)?,
             deferred: AtomicU64::new(0),
             dir_fds: DirFds::new(DIR_FDS),
             unsettled: Mutex::default(),

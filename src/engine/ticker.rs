@@ -120,6 +120,7 @@ impl Engine {
         self.readers.stop();
         self.writers.stop();
         self.workers.stop();
+        self.pieces.stop();
         self.queue.close();
         for t in self.threads.lock().drain(..) {
             if t.join().is_err() {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use rustix::fs::{self as rfs, Mode};
 use rustix::io::Errno;
@@ -16,13 +15,6 @@ use crate::backend::contain;
 use crate::backend::uring::writes::{ALIGN, is_aligned};
 use crate::config::policy::{Durability, Method, Policy};
 use crate::telemetry::Counters;
-
-/// A new version of which more bytes than this are to be written to the device is large.
-const LARGE_BYTES: u64 = 4 << 20;
-/// Smallest piece of a large version, bytes, that is written to the device at a time.
-const PIECE_BYTES: u64 = 1 << 20;
-/// How long a piece is to take, about: flushes of others wait for it.
-const PIECE_TIME: std::ops::Range<Duration> = Duration::from_millis(5)..Duration::from_millis(20);
 
 impl Engine {
     /// Whether a write through `h` may wait for the device.
@@ -40,7 +32,10 @@ impl Engine {
     pub fn write(self: &Arc<Self>, h: &Handle, off: u64, data: &[u8], kill: bool) -> Access<usize> {
         self.change(h, true, |v, staged| {
             if let Some(e) = v.failed.tell() {
-                // Of a write that was said to be made.
+                // Of a write that was said to be made. This one is not.
+                if staged {
+                    v.failed.add(off, e);
+                }
                 return Err(e);
             }
             if staged {
@@ -56,7 +51,7 @@ impl Engine {
                 // Asked for what no file can hold: nothing was lost.
                 Err(Errno::FBIG | Errno::INVAL) => {}
                 Err(e) if staged => v.failed.add(off, *e),
-                Ok(n) if staged => self.write_out_behind(h, v, off, *n),
+                Ok(n) if staged => self.note_staged_write(h, v, off, *n),
                 _ => {}
             }
             wrote
@@ -91,51 +86,10 @@ impl Engine {
         self.backing.write(v.fd(), off, data).map(wrote)
     }
 
-    /// A large new version goes to the device while its program writes it, if close will wait for all of it.
-    pub(super) fn write_out_behind(self: &Arc<Self>, h: &Handle, v: &Arc<Version>, off: u64, n: usize) {
-        let part = |at: u64| at / LARGE_BYTES;
-        if is_awaited(h) && part(off) != part(off + n as u64) && is_written_out(v) {
-            let (me, v) = (self.clone(), v.clone());
-            self.writers.run(Box::new(move || {
-                // Who is at it already goes on to the end.
-                if let Some(mut at) = v.written_out.try_lock() {
-                    me.write_pieces(&v, &mut at);
-                }
-            }));
-        }
-    }
-
-    /// Runs `then` when of a large version little is left to be written to the device; at once when it is small.
-    pub(super) fn when_written_out(self: &Arc<Self>, v: &Arc<Version>, then: impl FnOnce() + Send + 'static) {
-        let left = |at: u64| v.accounted.load(Ordering::Relaxed).saturating_sub(at);
-        if !is_written_out(v) || v.written_out.try_lock().is_some_and(|at| left(*at) <= LARGE_BYTES) {
-            return then();
-        }
-        let (me, v) = (self.clone(), v.clone());
-        self.writers.run(Box::new(move || {
-            me.write_pieces(&v, &mut v.written_out.lock());
-            then();
-        }));
-    }
-
-    /// Piece by piece, so that flushes of others come in between.
-    fn write_pieces(&self, v: &Version, at: &mut u64) {
-        let mut piece = PIECE_BYTES;
-        while *at + piece <= v.accounted.load(Ordering::Relaxed) {
-            let began = Instant::now();
-            if let Err(fault) = self.backing.write_piece(v.fd_unsettled(), *at, piece) {
-                self.count_panic(&fault);
-                // The kernel says so once, and not of which bytes.
-                v.failed.add_late(0..u64::MAX, fault.errno());
-                return;
-            }
-            *at += piece;
-            let took = began.elapsed();
-            if took < PIECE_TIME.start {
-                piece *= 2;
-            } else if took > PIECE_TIME.end {
-                piece = PIECE_BYTES.max(piece / 2);
-            }
+    /// A program wrote to a new version: a large one goes to the device meanwhile, if close waits for all of it.
+    pub(super) fn note_staged_write(self: &Arc<Self>, h: &Handle, v: &Arc<Version>, off: u64, n: usize) {
+        if is_awaited(h) && v.direct.is_none() && v.overlaid().is_none() && v.behind.note(off, n as u64) {
+            self.write_behind(v);
         }
     }
 }
@@ -148,11 +102,6 @@ fn is_awaited(h: &Handle) -> bool {
 /// Whether close waits for the device.
 pub(super) fn waits_at_close(policy: Policy) -> bool {
     matches!(policy.durability, Durability::Close | Durability::Always)
-}
-
-/// Whether its content is in the page cache, and all of it to be written out before the commit.
-fn is_written_out(v: &Version) -> bool {
-    v.direct.is_none() && v.overlaid().is_none()
 }
 
 /// Takes set-user-ID, set-group-ID (when `kill`) and capabilities away, as the kernel does on a write: it leaves this

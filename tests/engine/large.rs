@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fsys_mount::backend::{Call, Verdict};
 use fsys_mount::config::Config;
-use fsys_mount::config::policy::{Durability, Method};
+use fsys_mount::config::policy::{Durability, Method, Policy};
 use fsys_mount::engine::dispatch::{Done, Step};
 use fsys_mount::engine::file::Handle;
 use fsys_mount::engine::names::Name;
@@ -105,6 +105,19 @@ fn what_failed_on_its_way_can_be_made_good() {
         assert!(content(&r).unwrap() == (0..2).flat_map(piece).collect::<Vec<_>>());
         r.engine.release(&h);
     }
+}
+
+/// So are small writes, which wait for the device, when the program repeats them.
+#[test]
+fn a_small_direct_write_made_good_is_published() {
+    let r = direct();
+    let h = r.create("a");
+    r.rule(|c, n| if (c, n) == (Call::Write, 0) { Verdict::Fail(Errno::NOSPC) } else { Verdict::Go });
+    assert_eq!(r.write(&h, &piece(0)[..8192]), Err(Errno::NOSPC));
+    assert_eq!(r.write(&h, &piece(0)[..8192]), Ok(8192));
+    r.close(&h).unwrap();
+    assert!(content(&r).unwrap() == piece(0)[..8192]);
+    r.engine.release(&h);
 }
 
 /// Control of it: less than the whole is not enough, nor one of two.
@@ -311,5 +324,29 @@ fn a_large_save_joins_a_batch_when_it_is_written_out() {
     rx.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
     assert!(content(&r).unwrap() == (0..20).flat_map(piece).collect::<Vec<_>>());
     r.engine.release(&small);
+    r.engine.release(&h);
+}
+
+/// A commit that does not wait for all pieces waits for the one that is being written, which may hear of an error that nobody
+/// else would.
+#[test]
+fn a_piece_that_fails_beside_the_commit_fails_it() {
+    let r = rig_with(Config::default());
+    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
+    *r.script.stop.lock().unwrap() = Some((Call::WritePiece, arrived_tx, going));
+    r.rule(|c, _| if c == Call::WritePiece { Verdict::Fail(Errno::IO) } else { Verdict::Go });
+    let h = r.create("a");
+    (0..20).for_each(|n| assert_eq!(put(&r, &h, n), Ok(MIB)));
+    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    // At this level saves are committed in their order, without delay.
+    let policy = Policy { durability: Durability::Fsync, ..h.policy };
+    let other = done(r.engine.open(&h.file, libc::O_RDWR, policy, false)).unwrap();
+    let (tx, rx) = mpsc::channel();
+    r.engine.close(&h, 0, Done::new(move |r| tx.send(r).unwrap()));
+    assert!(rx.recv_timeout(Duration::from_millis(100)).is_err(), "it waits");
+    go.send(()).unwrap();
+    assert_eq!(rx.recv_timeout(Duration::from_secs(60)).unwrap().unwrap_err().errno(), Errno::IO);
+    assert!(content(&r).is_none());
+    r.engine.release(&other);
     r.engine.release(&h);
 }

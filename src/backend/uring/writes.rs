@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
@@ -89,6 +89,8 @@ pub struct DirectFile {
     failed: Arc<Failures>,
     /// The file system takes no such writes.
     refused: AtomicBool,
+    /// The end of the furthest write.
+    reach: AtomicU64,
 }
 
 impl std::fmt::Debug for DirectFile {
@@ -107,7 +109,7 @@ impl Backing {
     pub fn open_direct(&self, fd: &Arc<OwnedFd>, failed: Arc<Failures>) -> Result<DirectFile, Errno> {
         let direct = self.reopen(fd.as_fd(), libc::O_WRONLY | libc::O_DIRECT)?;
         let (plain, writes) = (fd.clone(), self.writes.clone());
-        Ok(DirectFile { direct, plain, writes, flying: 0.into(), failed, refused: false.into() })
+        Ok(DirectFile { direct, plain, writes, flying: 0.into(), failed, refused: false.into(), reach: 0.into() })
     }
 
     /// pwrite(2) of aligned data through a descriptor opened with `O_DIRECT`.
@@ -122,7 +124,9 @@ impl Backing {
             return Ok(data.len());
         }
         file.settle();
-        write_aligned(file.fd(), off, data)
+        let n = write_aligned(file.fd(), off, data)?;
+        file.failed.heal(off..off + n as u64);
+        Ok(n)
     }
 }
 
@@ -187,12 +191,13 @@ impl DirectFile {
         (LEAST_BYTES..=BUFFER_BYTES).contains(&len)
             && is_aligned(off, len)
             && !self.refused.load(Ordering::Relaxed)
-            && (self.in_flight() || off <= end())
+            && (off <= self.reach.load(Ordering::Relaxed) || off <= end())
     }
 
-    /// Whether a write would wait for no other. Of bytes that are on their way already it would.
+    /// Whether a write would wait for no other. Of bytes that are on their way already it would, and so it would for the ring
+    /// to be made.
     pub fn has_room(&self, off: u64, len: usize) -> bool {
-        let line = self.writes.line().filter(|_| self.suits(off, len));
+        let line = self.writes.line.get().and_then(Option::as_ref).filter(|_| self.suits(off, len));
         line.is_some_and(|line| {
             let state = line.room.state.lock();
             !state.broken && !state.free.is_empty() && self.flying.load(Ordering::Acquire) < OF_A_FILE
@@ -202,7 +207,8 @@ impl DirectFile {
     /// pwrite(2) that may return before the device has the data; waits while too many are on their way, or one of the same
     /// bytes. False when it is no such write, or the kernel offers no ring.
     fn start(self: &Arc<Self>, off: u64, data: &[u8]) -> bool {
-        let Some(line) = self.writes.line().filter(|_| self.suits(off, data.len())) else { return false };
+        let line = if self.suits(off, data.len()) { self.writes.line() } else { None };
+        let Some(line) = line else { return false };
         let bytes = off..off + data.len() as u64;
         let me = self.address();
         let mut state = line.room.state.lock();
@@ -221,6 +227,7 @@ impl DirectFile {
         state.flying.push(Flight { nth, file: me, bytes: bytes.clone() });
         self.flying.fetch_add(1, Ordering::AcqRel);
         drop(state);
+        self.reach.fetch_max(bytes.end, Ordering::Relaxed);
         // Written anew; what fails of this one comes later.
         self.failed.heal(bytes);
         buf.fill_from(data);
@@ -285,6 +292,11 @@ impl Room {
 impl Line {
     fn new() -> std::io::Result<Self> {
         let uring = IoUring::new(2 * BUFFERS as u32)?;
+        let mut probe = io_uring::Probe::new();
+        uring.submitter().register_probe(&mut probe)?;
+        if ![opcode::Read::CODE, opcode::Write::CODE, opcode::WriteFixed::CODE].iter().all(|c| probe.is_supported(*c)) {
+            return Err(std::io::ErrorKind::Unsupported.into());
+        }
         let bufs: Vec<_> = (0..BUFFERS).map(|_| AlignedBuf::zeroed(BUFFER_BYTES)).collect();
         let vecs: Vec<_> = bufs
             .iter()
@@ -309,7 +321,12 @@ impl Line {
             todo,
             flying: (0..BUFFERS).map(|_| None).collect(),
         };
-        std::thread::Builder::new().name("direct".into()).spawn(move || ring.run())?;
+        std::thread::Builder::new().name("direct".into()).spawn(move || {
+            if !matches!(contain(|| Ok(ring.run())), Ok(true)) {
+                tracing::error!("the ring of writes is given up; writes go on without it");
+                ring.give_up();
+            }
+        })?;
         Ok(Self { jobs: Some(jobs), wake, room })
     }
 }
@@ -328,7 +345,8 @@ struct Ring {
 }
 
 impl Ring {
-    fn run(&mut self) {
+    /// True when there is nobody left; false when the ring is of no use.
+    fn run(&mut self) -> bool {
         self.listen();
         let mut over = false;
         while !over || self.flying.iter().any(Option::is_some) {
@@ -336,11 +354,15 @@ impl Ring {
                 Ok(_) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
                 Err(e) => {
                     tracing::error!(error = ?e, "io_uring: submit failed");
-                    return self.give_up();
+                    return false;
                 }
             }
             while let Some(c) = { self.uring.completion().next() } {
                 if c.user_data() == WOKEN {
+                    let again = [-libc::EINTR, -libc::EAGAIN, -libc::ECANCELED];
+                    if c.result() < 0 && !again.contains(&c.result()) {
+                        return false;
+                    }
                     over = self.take();
                     self.listen();
                 } else if let Some(job) = self.flying.get_mut(c.user_data() as usize).and_then(Option::take) {
@@ -349,6 +371,7 @@ impl Ring {
                 }
             }
         }
+        true
     }
 
     fn push(&mut self, entry: &squeue::Entry) {
