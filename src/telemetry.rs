@@ -72,6 +72,8 @@ counters! {
     device_reads,
     /// Writes made on threads of their own, because writes waited for the device.
     device_writes,
+    /// Pieces of large new versions written to the device before these were flushed.
+    pieces,
     /// Opens of files that the kernel serves itself (passthrough).
     passthrough_opens,
     /// Files that it could have served by policy, and did not.

@@ -8,6 +8,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Engine;
 use super::file::{Parked, Version};
+use crate::telemetry::Counters;
 
 /// A new version of which more bytes than this are to be written to the device is large.
 const LARGE_BYTES: u64 = 4 << 20;
@@ -30,6 +31,8 @@ struct State {
     from: u64,
     /// ...to here since they were last written to the device.
     to: u64,
+    /// Bytes before these that were written again: their first, and how many. The flush of the commit takes a few.
+    again: (u64, u64),
     /// Bytes of the next piece.
     piece: u64,
     job: Job,
@@ -92,10 +95,25 @@ impl State {
 impl Behind {
     /// A program wrote these bytes. True when so many are to be written to the device that it should begin.
     pub fn note(&self, off: u64, len: u64) -> bool {
-        let mut st = self.state.lock();
-        let end = off.saturating_add(len);
-        (st.from, st.to) = if st.from == st.to { (off, end) } else { (st.from.min(off), st.to.max(end)) };
+        let (mut st, end) = (self.state.lock(), off.saturating_add(len));
+        if st.to == 0 {
+            st.from = off;
+        }
+        if off < st.from {
+            let first = if st.again.1 == 0 { off } else { st.again.0.min(off) };
+            st.again = (first, st.again.1 + end.min(st.from) - off);
+            if st.again.1 >= LARGE_BYTES {
+                st.from = first;
+                st.again = (0, 0);
+            }
+        }
+        st.to = st.to.max(end);
         st.to - st.from >= LARGE_BYTES && !st.sealed && st.begin()
+    }
+
+    /// The version is given up: no piece begins any more.
+    pub fn give_up(&self) {
+        self.state.lock().sealed = true;
     }
 
     /// No piece is written any more, and none begins.
@@ -116,8 +134,11 @@ impl Behind {
 impl Engine {
     /// Begins to write a version to the device.
     pub(super) fn write_behind(self: &Arc<Self>, v: &Arc<Version>) {
-        let (me, v) = (self.clone(), v.clone());
-        self.pieces.run(Box::new(move || me.write_piece(&v)));
+        let (me, version) = (self.clone(), v.clone());
+        if !self.pieces.run(Box::new(move || me.write_piece(&version))) {
+            // The mount ends: the flush of the commit takes what is left.
+            Self::end_pieces(v);
+        }
     }
 
     /// Runs `then` when of a version little is left to be written to the device; at once when it is small.
@@ -156,8 +177,15 @@ impl Engine {
             st.wrote((off, len), began.elapsed());
             v.behind.idle.notify_all();
             drop(st);
+            Counters::add(&self.counters.pieces, 1);
             return self.write_behind(v);
         }
+        drop(st);
+        Self::end_pieces(v);
+    }
+
+    fn end_pieces(v: &Version) {
+        let mut st = v.behind.state.lock();
         st.job = Job::Nothing;
         let then = st.then.take();
         drop(st);
@@ -193,18 +221,28 @@ mod tests {
         b.note(0, 100 * MIB);
         let fast = all(&b, Duration::from_millis(1));
         assert!(fast.iter().all(|p| p.1 <= 8 * MIB) && fast.len() < 20, "{fast:?}");
-        assert_eq!(fast.iter().map(|p| p.1).sum::<u64>(), 100 * MIB, "from the first byte to the last");
+        assert_eq!(fast.iter().map(|p| p.1).sum::<u64>(), 101 * MIB, "from the first byte to the last");
     }
 
     #[test]
-    fn bytes_written_again_are_written_out_again_and_holes_cost_little() {
+    fn what_is_written_again_counts_when_it_is_much() {
         let b = Behind::default();
         b.note(8 * MIB, 4 * MIB);
         assert_eq!(all(&b, Duration::from_millis(10)).first(), Some(&(8 * MIB, MIB)), "not what was there before");
+        for n in 0..20 {
+            b.note(0, 4096);
+            b.note((12 + n) * MIB, MIB);
+            let next = all(&b, Duration::from_millis(10));
+            assert_eq!(next, [((12 + n) * MIB, MIB)], "the head of the file does not hold up its tail");
+        }
+        b.note(2 * MIB, 4 * MIB);
+        assert_eq!(all(&b, Duration::from_millis(10)).first(), Some(&(0, MIB)), "much");
+    }
+
+    #[test]
+    fn holes_cost_little_and_a_sealed_version_nothing() {
+        let b = Behind::default();
         b.note(0, 4096);
-        assert_eq!(b.state.lock().next(), None, "little");
-        b.note(2 * MIB, MIB);
-        assert_eq!(b.state.lock().next().map(|p| p.0), Some(0));
         b.note(1 << 60, MIB);
         let pieces = all(&b, Duration::ZERO);
         assert!(pieces.len() < 5000, "{}", pieces.len());

@@ -455,7 +455,9 @@ impl Engine {
             self.unsettled.lock().remove(&file.tag);
         }
         drop(st);
-        waiting.parked.into_iter().for_each(|p| self.workers.run(p));
+        for parked in waiting.parked {
+            self.workers.run(parked);
+        }
         self.idle.notify_all();
         waiting.joined
     }

@@ -230,6 +230,7 @@ impl Engine {
 
     /// A staged version ended, by publication or not.
     pub(super) fn end_stage(&self, v: &Version) {
+        v.behind.give_up();
         Counters::sub(&self.counters.staged_bytes, v.accounted.swap(0, Ordering::Relaxed));
         Counters::sub(&self.counters.staged_now, 1);
     }

@@ -61,9 +61,9 @@ impl Workers {
         Ok(())
     }
 
-    /// Queues work. After [`Workers::stop`] it is dropped, which answers EIO.
-    pub fn run(&self, work: Parked) {
-        let Some(tx) = self.tx.lock().clone() else { return };
+    /// Queues work. After [`Workers::stop`] it is dropped, which answers EIO; false then.
+    pub fn run(&self, work: Parked) -> bool {
+        let Some(tx) = self.tx.lock().clone() else { return false };
         // The receivers live until the sender is gone.
         drop(tx.send(work));
         // Without one more, those that there are do it a little later.
@@ -72,6 +72,7 @@ impl Workers {
         {
             tracing::debug!(error = %e, "no further thread");
         }
+        true
     }
 
     /// Runs what is queued and ends the threads.

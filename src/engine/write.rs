@@ -21,7 +21,7 @@ impl Engine {
     pub fn write_waits(&self, h: &Handle, off: u64, len: usize) -> bool {
         let to_device = h.policy.method == Method::Direct && len as u64 >= ALIGN;
         let has_room = || {
-            let st = h.file.state.read();
+            let Some(st) = h.file.state.try_read() else { return false };
             let direct = st.version.as_ref().and_then(|v| v.direct.as_ref());
             st.phase == Phase::Staged && is_awaited(h) && direct.is_some_and(|d| d.0.has_room(off, len))
         };

@@ -76,16 +76,17 @@ fn beat(live: &Live, ended: &Receiver<()>) {
     }
 }
 
-/// Whether the dispatcher lives.
+/// Whether the dispatcher lives, or a large save is on its way to it.
 #[derive(Debug, Default)]
 struct Alive {
-    batches: u64,
+    done: u64,
 }
 
 impl Alive {
     fn makes_progress(&mut self, s: &Status) -> bool {
-        let before = std::mem::replace(&mut self.batches, s.counters.batches);
-        s.counters.in_flight == 0 || s.counters.batches != before
+        let done = s.counters.batches + s.counters.pieces;
+        let before = std::mem::replace(&mut self.done, done);
+        s.counters.in_flight == 0 || done != before
     }
 }
 
@@ -106,6 +107,7 @@ pub fn line(s: &Status) -> String {
 pub struct Patience {
     limit: Duration,
     least: u64,
+    pieces: u64,
     since: Instant,
     told: Option<Instant>,
 }
@@ -113,14 +115,14 @@ pub struct Patience {
 impl Patience {
     /// Begins.
     pub fn new(limit: Duration) -> Self {
-        Self { limit, least: u64::MAX, since: Instant::now(), told: None }
+        Self { limit, least: u64::MAX, pieces: 0, since: Instant::now(), told: None }
     }
 
-    /// So much is left; whether to go on.
-    pub fn left(&mut self, left: u64) -> bool {
+    /// So much is left, and so many pieces of large versions were written so far; whether to go on.
+    pub fn left(&mut self, left: u64, pieces: u64) -> bool {
         let now = Instant::now();
-        if left < self.least {
-            (self.least, self.since) = (left, now);
+        if left < self.least || pieces != self.pieces {
+            (self.least, self.pieces, self.since) = (left.min(self.least), pieces, now);
         }
         if self.told.is_none_or(|t| now - t >= EXTEND_EVERY) {
             self.told = Some(now);
@@ -140,7 +142,7 @@ pub fn drain_at_end(live: &Live, patience: Duration, tell: &mut dyn FnMut(u64)) 
     let mut p = Patience::new(patience);
     live.volume().drain(NO_END, &mut |left| {
         tell(left);
-        p.left(left)
+        p.left(left, live.volume().status().counters.pieces)
     })
 }
 
@@ -158,6 +160,8 @@ mod tests {
         assert!(!alive.makes_progress(&s), "the same batch, and commits wait");
         s.counters.batches = 2;
         assert!(alive.makes_progress(&s));
+        s.counters.pieces = 1;
+        assert!(alive.makes_progress(&s), "a large version is on its way");
         s.counters.in_flight = 0;
         assert!(alive.makes_progress(&s));
     }
@@ -165,12 +169,15 @@ mod tests {
     #[test]
     fn patience_ends_without_progress_only() {
         let mut p = Patience::new(Duration::ZERO);
-        assert!(!p.left(5));
+        assert!(!p.left(5, 0));
         let mut p = Patience::new(Duration::from_secs(3600));
-        assert!(p.left(5) && p.left(5) && p.left(9));
-        p.since = Instant::now().checked_sub(Duration::from_secs(3601)).unwrap();
-        assert!(!p.left(5), "an hour without progress");
-        assert!(p.left(4), "progress begins it anew");
+        assert!(p.left(5, 0) && p.left(5, 0) && p.left(9, 0));
+        let hour_ago = Instant::now().checked_sub(Duration::from_secs(3601)).unwrap();
+        p.since = hour_ago;
+        assert!(!p.left(5, 0), "an hour without progress");
+        assert!(p.left(4, 0), "progress begins it anew");
+        p.since = hour_ago;
+        assert!(p.left(4, 1), "a piece of a large version is progress");
     }
 
     #[test]

@@ -350,3 +350,41 @@ fn a_piece_that_fails_beside_the_commit_fails_it() {
     r.engine.release(&other);
     r.engine.release(&h);
 }
+
+/// The mount ends while a large save is on its way: it is saved all the same, and its close is answered.
+#[test]
+fn a_large_save_outlives_the_end_of_the_mount() {
+    let r = rig_with(Config::default());
+    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
+    *r.script.stop.lock().unwrap() = Some((Call::WritePiece, arrived_tx, going));
+    let h = r.create("a");
+    (0..20).for_each(|n| assert_eq!(put(&r, &h, n), Ok(MIB)));
+    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    let (tx, rx) = mpsc::channel();
+    r.engine.close(&h, 0, Done::new(move |r| tx.send(r).unwrap()));
+    r.engine.release(&h);
+    let engine = r.engine.clone();
+    let end = std::thread::spawn(move || engine.shutdown(Duration::ZERO));
+    assert!(rx.recv_timeout(Duration::from_millis(100)).is_err(), "its piece is stuck");
+    go.send(()).unwrap();
+    rx.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
+    assert!(end.join().unwrap().is_err(), "it was not drained in time");
+    assert!(content(&r).unwrap() == (0..20).flat_map(piece).collect::<Vec<_>>());
+}
+
+/// What is given up is not written to the device any more.
+#[test]
+fn a_version_whose_name_went_is_not_written_out() {
+    let r = rig_with(Config::default());
+    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
+    *r.script.stop.lock().unwrap() = Some((Call::WritePiece, arrived_tx, going));
+    let h = r.create("a");
+    (0..40).for_each(|n| assert_eq!(put(&r, &h, n), Ok(MIB)));
+    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    let name = Name { dir: &r.root, name: OsStr::new("a"), file: Some(h.file.clone()) };
+    done(r.engine.unlink(&name)).unwrap();
+    go.send(()).unwrap();
+    r.engine.release(&h);
+    assert_eq!(r.engine.shutdown(Duration::from_secs(60)), Ok(()));
+    assert_eq!(count(&r, Call::WritePiece), 1, "the one that was being written");
+}

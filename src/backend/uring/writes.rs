@@ -194,13 +194,18 @@ impl DirectFile {
             && (off <= self.reach.load(Ordering::Relaxed) || off <= end())
     }
 
-    /// Whether a write would wait for no other. Of bytes that are on their way already it would, and so it would for the ring
-    /// to be made.
+    /// Whether too many writes are on their way, or one of the same bytes.
+    fn must_wait(&self, state: &State, bytes: &Range<u64>) -> bool {
+        let overlaps = |f: &Flight| f.file == self.address() && f.bytes.start < bytes.end && bytes.start < f.bytes.end;
+        self.flying.load(Ordering::Acquire) >= OF_A_FILE || state.flying.iter().any(overlaps)
+    }
+
+    /// Whether a write would wait for no other, nor for the ring to be made.
     pub fn has_room(&self, off: u64, len: usize) -> bool {
         let line = self.writes.line.get().and_then(Option::as_ref).filter(|_| self.suits(off, len));
         line.is_some_and(|line| {
-            let state = line.room.state.lock();
-            !state.broken && !state.free.is_empty() && self.flying.load(Ordering::Acquire) < OF_A_FILE
+            let (state, bytes) = (line.room.state.lock(), off..off + len as u64);
+            !state.broken && !state.free.is_empty() && !self.must_wait(&state, &bytes)
         })
     }
 
@@ -210,21 +215,18 @@ impl DirectFile {
         let line = if self.suits(off, data.len()) { self.writes.line() } else { None };
         let Some(line) = line else { return false };
         let bytes = off..off + data.len() as u64;
-        let me = self.address();
         let mut state = line.room.state.lock();
         let (buffer, mut buf, nth) = loop {
             if state.broken {
                 return false;
             }
-            let overlaps = |f: &Flight| f.file == me && f.bytes.start < bytes.end && bytes.start < f.bytes.end;
-            let waits = self.flying.load(Ordering::Acquire) >= OF_A_FILE || state.flying.iter().any(overlaps);
-            match if waits { None } else { state.free.pop() } {
+            match if self.must_wait(&state, &bytes) { None } else { state.free.pop() } {
                 Some((buffer, buf)) => break (buffer, buf, state.begun),
                 None => line.room.landed.wait(&mut state),
             }
         };
         state.begun += 1;
-        state.flying.push(Flight { nth, file: me, bytes: bytes.clone() });
+        state.flying.push(Flight { nth, file: self.address(), bytes: bytes.clone() });
         self.flying.fetch_add(1, Ordering::AcqRel);
         drop(state);
         self.reach.fetch_max(bytes.end, Ordering::Relaxed);
@@ -366,8 +368,9 @@ impl Ring {
                     over = self.take();
                     self.listen();
                 } else if let Some(job) = self.flying.get_mut(c.user_data() as usize).and_then(Option::take) {
-                    let result = job.file.complete(job.off, &job.buf.as_slice()[..job.len], c.result());
-                    self.room.land(job, result);
+                    let data = &job.buf.as_slice()[..job.len];
+                    let result = contain(|| job.file.complete(job.off, data, c.result()));
+                    self.room.land(job, result.map_err(|fault| fault.errno()));
                 }
             }
         }
