@@ -275,12 +275,16 @@ impl Bench {
             let make = |dir: &Path| row.large.iter().for_each(|n| write_new(&dir.join(n), self.large_mb));
             places().for_each(make);
             // The first is thrown away: what is to be cached is from then on.
-            let rounds: Vec<Round> = (0..=self.rounds).map(|n| self.round(row, n)).skip(1).collect();
+            let round = |n| {
+                let round = self.round(row, n);
+                // What was removed gives its memory back.
+                self.settle();
+                run(Command::new("fstrim").arg(self.fs.path()));
+                round
+            };
+            let rounds: Vec<Round> = (0..=self.rounds).map(round).skip(1).collect();
             if let Some(name) = row.large {
                 places().for_each(|dir| fs::remove_file(dir.join(name)).expect("remove"));
-                self.settle();
-                // The image gives its memory back.
-                run(Command::new("fstrim").arg(self.fs.path()));
             }
             missed += self.print(row, &rounds);
             let bar = |t: usize| ratio(&rounds, t).map(Bar::from);
