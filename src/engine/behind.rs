@@ -85,7 +85,7 @@ impl State {
         }
         if took < PIECE_TIME.start {
             // No larger than a part of what is left: it may be a hole, and then bytes.
-            self.piece = (len * 2).min(PIECE_BYTES.max((self.to - self.from) / 64).max(8 * PIECE_BYTES));
+            self.piece = (len * 2).min(((self.to - self.from) / 64).max(8 * PIECE_BYTES));
         } else if took > PIECE_TIME.end {
             self.piece = len / 2;
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fsys_mount::backend::{Call, Verdict};
 use fsys_mount::config::Config;
 use fsys_mount::config::policy::{Durability, Method, Policy};
-use fsys_mount::engine::dispatch::{Done, Step};
+use fsys_mount::engine::dispatch::{Done, Outcome, Step};
 use fsys_mount::engine::file::Handle;
 use fsys_mount::engine::names::Name;
 use fsys_mount::error::Errno;
@@ -30,6 +30,34 @@ fn piece(n: usize) -> Vec<u8> {
 
 fn put(r: &Rig, h: &Handle, n: usize) -> Result<usize, Errno> {
     done(r.engine.write(h, (n * MIB) as u64, &piece(n), false))
+}
+
+/// The first call of this kind stops: tells of its arrival, and lets it go on.
+fn stop_at(r: &Rig, call: Call) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
+    *r.script.stop.lock().unwrap() = Some((call, arrived_tx, going));
+    (arrived, go)
+}
+
+/// A new file of so many MiB whose first piece is stuck on its way to the device, until it is told to go on.
+fn stuck(r: &Rig, mib: usize) -> (Handle, mpsc::Sender<()>) {
+    let (arrived, go) = stop_at(r, Call::WritePiece);
+    let h = r.create("a");
+    (0..mib).for_each(|n| assert_eq!(put(r, &h, n), Ok(MIB)));
+    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    (h, go)
+}
+
+/// Begins to close; its result comes later.
+fn closing(r: &Rig, h: &Handle) -> mpsc::Receiver<Outcome> {
+    let (tx, rx) = mpsc::channel();
+    r.engine.close(h, 0, Done::new(move |r| tx.send(r).unwrap()));
+    rx
+}
+
+fn unlink(r: &Rig, h: &Handle) {
+    let name = Name { dir: &r.root, name: OsStr::new("a"), file: Some(h.file.clone()) };
+    done(r.engine.unlink(&name)).unwrap();
 }
 
 fn content(r: &Rig) -> Option<Vec<u8>> {
@@ -146,13 +174,11 @@ fn a_write_waits_for_those_of_the_same_bytes() {
     for unlinked in [false, true] {
         let r = direct();
         let h = r.create("a");
-        let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
-        *r.script.stop.lock().unwrap() = Some((Call::Land, arrived_tx, going));
+        let (arrived, go) = stop_at(&r, Call::Land);
         assert_eq!(put(&r, &h, 0), Ok(MIB));
         arrived.recv_timeout(Duration::from_secs(60)).unwrap();
         if unlinked {
-            let name = Name { dir: &r.root, name: OsStr::new("a"), file: Some(h.file.clone()) };
-            done(r.engine.unlink(&name)).unwrap();
+            unlink(&r, &h);
         }
         std::thread::scope(|scope| {
             let (tx, rx) = mpsc::channel();
@@ -309,13 +335,8 @@ fn a_large_version_is_written_out_while_it_grows() {
 #[test]
 fn a_large_save_joins_a_batch_when_it_is_written_out() {
     let r = rig_with(Config::default());
-    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
-    *r.script.stop.lock().unwrap() = Some((Call::WritePiece, arrived_tx, going));
-    let h = r.create("a");
-    (0..20).for_each(|n| assert_eq!(put(&r, &h, n), Ok(MIB)));
-    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
-    let (tx, rx) = mpsc::channel();
-    r.engine.close(&h, 0, Done::new(move |r| tx.send(r).unwrap()));
+    let (h, go) = stuck(&r, 20);
+    let rx = closing(&r, &h);
     // Its bytes are stuck, and so is it; nobody else is.
     let small = r.save("small", b"small");
     assert!(content(&r).is_none());
@@ -332,17 +353,12 @@ fn a_large_save_joins_a_batch_when_it_is_written_out() {
 #[test]
 fn a_piece_that_fails_beside_the_commit_fails_it() {
     let r = rig_with(Config::default());
-    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
-    *r.script.stop.lock().unwrap() = Some((Call::WritePiece, arrived_tx, going));
     r.rule(|c, _| if c == Call::WritePiece { Verdict::Fail(Errno::IO) } else { Verdict::Go });
-    let h = r.create("a");
-    (0..20).for_each(|n| assert_eq!(put(&r, &h, n), Ok(MIB)));
-    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    let (h, go) = stuck(&r, 20);
     // At this level saves are committed in their order, without delay.
     let policy = Policy { durability: Durability::Fsync, ..h.policy };
     let other = done(r.engine.open(&h.file, libc::O_RDWR, policy, false)).unwrap();
-    let (tx, rx) = mpsc::channel();
-    r.engine.close(&h, 0, Done::new(move |r| tx.send(r).unwrap()));
+    let rx = closing(&r, &h);
     assert!(rx.recv_timeout(Duration::from_millis(100)).is_err(), "it waits");
     go.send(()).unwrap();
     assert_eq!(rx.recv_timeout(Duration::from_secs(60)).unwrap().unwrap_err().errno(), Errno::IO);
@@ -355,13 +371,8 @@ fn a_piece_that_fails_beside_the_commit_fails_it() {
 #[test]
 fn a_large_save_outlives_the_end_of_the_mount() {
     let r = rig_with(Config::default());
-    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
-    *r.script.stop.lock().unwrap() = Some((Call::WritePiece, arrived_tx, going));
-    let h = r.create("a");
-    (0..20).for_each(|n| assert_eq!(put(&r, &h, n), Ok(MIB)));
-    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
-    let (tx, rx) = mpsc::channel();
-    r.engine.close(&h, 0, Done::new(move |r| tx.send(r).unwrap()));
+    let (h, go) = stuck(&r, 20);
+    let rx = closing(&r, &h);
     r.engine.release(&h);
     let engine = r.engine.clone();
     let end = std::thread::spawn(move || engine.shutdown(Duration::ZERO));
@@ -376,13 +387,8 @@ fn a_large_save_outlives_the_end_of_the_mount() {
 #[test]
 fn a_version_whose_name_went_is_not_written_out() {
     let r = rig_with(Config::default());
-    let ((arrived_tx, arrived), (go, going)) = (mpsc::channel(), mpsc::channel());
-    *r.script.stop.lock().unwrap() = Some((Call::WritePiece, arrived_tx, going));
-    let h = r.create("a");
-    (0..40).for_each(|n| assert_eq!(put(&r, &h, n), Ok(MIB)));
-    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
-    let name = Name { dir: &r.root, name: OsStr::new("a"), file: Some(h.file.clone()) };
-    done(r.engine.unlink(&name)).unwrap();
+    let (h, go) = stuck(&r, 40);
+    unlink(&r, &h);
     go.send(()).unwrap();
     r.engine.release(&h);
     assert_eq!(r.engine.shutdown(Duration::from_secs(60)), Ok(()));
