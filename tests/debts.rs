@@ -114,6 +114,24 @@ fn a_backlog_is_committed_before_it_is_full() {
     }
 }
 
+/// P8. New files that stay empty have no save that a close could wait for; at the bound it waits for those before.
+#[test]
+fn empty_files_have_the_same_bound() {
+    for level in LEVELS {
+        let (dir, mut config) = (tempfile::tempdir_in("/dev/shm").unwrap(), still(level, WriteMode::Auto));
+        config.limits.pending_max = 8;
+        let w = World::open(dir.path(), config);
+        for n in 0..200 {
+            let fd = w.create(&format!("f{n}")).unwrap();
+            w.close(fd).unwrap();
+            let pending = w.engine().uncommitted(1000).len();
+            assert!(pending <= 9, "{level:?}: {pending} after {n}");
+        }
+        w.shutdown().unwrap();
+        assert!((0..200).all(|n| w.on_disk(&format!("f{n}")) == Some(Vec::new())), "{level:?}");
+    }
+}
+
 /// P2 and P4. An operation on names comes after the saves that were acknowledged in its directory, and waits for no flush
 /// of them where the file system keeps that order. Whoever then waits for such a save gets the sync that it still needs.
 #[test]

@@ -52,6 +52,9 @@ pub(super) fn answer_all(all: Vec<Done>, r: &Outcome) {
     all.into_iter().for_each(|d| d.answer(r.clone()));
 }
 
+/// Room for so many staged names stays with a directory that has none.
+const STAGED_KEPT: usize = 64;
+
 impl Engine {
     /// close(2) of a descriptor by thread `tid` (FUSE FLUSH; one for each of its duplicates and inherited copies).
     /// Commits what was written through it.
@@ -60,7 +63,11 @@ impl Engine {
         let waits = matches!(h.policy.durability, Durability::Always | Durability::Close);
         if !h.dirty.load(Ordering::Acquire) {
             // Another process may have submitted what this one wrote through its copy of the descriptor.
-            return if waits && h.submitted(tid) { self.join(h, done) } else { done.answer(Ok(())) };
+            if waits && h.submitted(tid) {
+                return self.join(h, done);
+            }
+            // A new file that stays empty is saved at its release, for which nobody waits.
+            return if h.writes() && self.backlog_full() { self.relieve_first(done) } else { done.answer(Ok(())) };
         }
         if !h.ends_save(tid) {
             return done.answer(Ok(()));
@@ -121,13 +128,20 @@ impl Engine {
         let (now, max) = (self.unsettled.lock().len(), self.config().limits.pending_max);
         if now >= max.div_ceil(2) && !self.relieving.swap(true, Ordering::AcqRel) {
             let me = self.clone();
-            self.workers.run(Box::new(move || me.relieve()));
+            self.workers
+                .run(Box::new(move || me.clone().relieve(move || me.relieving.store(false, Ordering::Release))));
         }
         now >= max
     }
 
+    /// Answers when the acknowledged saves that there are now are in their place.
+    fn relieve_first(self: &Arc<Self>, done: Done) {
+        let me = self.clone();
+        self.workers.run(Box::new(move || me.relieve(move || done.answer(Ok(())))));
+    }
+
     /// Brings all acknowledged saves into their place, in their order.
-    fn relieve(self: Arc<Self>) {
+    fn relieve(self: Arc<Self>, then: impl FnOnce() + Send + 'static) {
         let so_far = owed_so_far();
         let owed = |f: Arc<File>| {
             let st = f.state.read();
@@ -137,8 +151,7 @@ impl Engine {
         };
         let files: BTreeMap<_, _> = self.unsettled_files().into_iter().filter_map(owed).collect();
         let debts = Debts { files: files.into_values().collect(), so_far };
-        let me = self.clone();
-        self.settle_names(debts, Box::new(move || me.relieving.store(false, Ordering::Release)));
+        self.settle_names(debts, Box::new(then));
     }
 
     /// A descriptor whose version failed stays failed; so does everything when the mount is read-only.
@@ -466,6 +479,9 @@ impl Engine {
         let mut staged = place.dir.staged.lock();
         if staged.get(&place.name).is_some_and(|f| Arc::ptr_eq(f, file)) {
             staged.remove(&place.name);
+        }
+        if staged.is_empty() && staged.capacity() > STAGED_KEPT {
+            staged.shrink_to_fit();
         }
     }
 
