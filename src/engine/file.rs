@@ -19,6 +19,7 @@ use crate::backend::uring::writes::DirectFile;
 use crate::backend::{Anchor, Backing, FileId};
 use crate::config::policy::{Durability, Policy};
 use crate::sys;
+use crate::sys::handle::FileHandle;
 
 /// An open backing inode that holds the content which programs see.
 #[derive(Debug)]
@@ -327,6 +328,21 @@ impl State {
     }
 }
 
+/// A committed file that nobody uses.
+#[derive(Debug, Clone)]
+pub struct Resting {
+    /// Its inode.
+    pub id: FileId,
+    /// Holds it.
+    pub handle: FileHandle,
+    /// Its only name.
+    pub place: Place,
+    /// As [`State::unsynced`], of the directory of that name.
+    pub unsynced: Option<u64>,
+    /// As [`State::ctime`].
+    pub ctime: Option<Ctime>,
+}
+
 /// One regular file, whatever backing inode holds its content at the moment.
 #[derive(Debug)]
 pub struct File {
@@ -354,6 +370,28 @@ impl File {
 
     fn with(tag: u64, state: State) -> Self {
         Self { tag, state: RwLock::new(state), last_tid: AtomicU32::new(0), last_level: AtomicU8::new(0) }
+    }
+
+    /// All that there is to keep of a file that nobody uses; `None` when there is more.
+    pub fn resting(&mut self) -> Option<Resting> {
+        let st = self.state.get_mut();
+        st.unsynced.take_if(|u| u.0.is_synced_upto(u.1));
+        let unused = st.phase == Phase::Clean && st.opens == 0 && st.version.is_none() && st.kernel.is_none();
+        let told = !st.owes() && st.lost.is_none() && st.waiting.get_mut().is_none();
+        let (true, true, None, [place]) = (unused, told, &st.pin, &*st.names) else { return None };
+        let (id, Some(Anchor::Handle(handle))) = (st.id?, &st.anchor) else { return None };
+        if st.unsynced.as_ref().is_some_and(|u| !Arc::ptr_eq(&u.0, &place.dir)) {
+            return None;
+        }
+        let (unsynced, ctime) = (st.unsynced.as_ref().map(|u| u.1), st.ctime.as_deref().copied());
+        Some(Resting { id, handle: handle.clone(), place: place.clone(), unsynced, ctime })
+    }
+
+    /// The file again.
+    pub fn rested(tag: u64, r: Resting) -> Self {
+        let (anchor, ctime) = (Some(Anchor::Handle(r.handle)), r.ctime.map(Box::new));
+        let unsynced = r.unsynced.map(|upto| Box::new((r.place.dir.clone(), upto)));
+        Self::with(tag, State { anchor, id: Some(r.id), names: vec![r.place], unsynced, ctime, ..State::empty() })
     }
 
     /// Notes who uses the file; thread 0 is not known.

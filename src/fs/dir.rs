@@ -174,7 +174,7 @@ impl Fs {
         };
         let ino = match &entry {
             Some(e) => e.attr.ino,
-            None => self.table.find(id).map_or(id.ino, |n| n.id),
+            None => self.table.number(id).unwrap_or(id.ino),
         };
         let taken = sink(&DirEntry { name, ino, kind, next, entry });
         if let (false, Some(e)) = (taken, entry) {

@@ -4,20 +4,24 @@
 //! unless another node has it: a file keeps its number when commits replace its backing inode, and the inode that
 //! then gets the freed number is shown under another. A node holds no descriptor unless it is open; it finds its inode
 //! by file handle. While a file has a staged version, two backing inodes are the same node.
+//! Of a file that nobody has used for a while less is kept ([`Packed`]); whoever asks for its node makes it anew.
 //! Lock order: state of a file, then the table.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
+use std::hash::RandomState;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam_channel::Sender;
+use hashbrown::HashSet;
 use parking_lot::RwLock;
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::own::OnceOwn;
+use super::resting::Packed;
 use super::{ROOT, StaleCache};
 use crate::backend::{Anchor, Backing, FileId, file_type};
 use crate::engine::dir::{Dir, Place};
@@ -71,7 +75,7 @@ pub struct Node {
     pub id: u64,
     /// What it is.
     pub kind: Kind,
-    lookups: AtomicU64,
+    pub(super) lookups: AtomicU64,
     /// What the file says of its own policy, once that was read.
     pub(super) own: OnceOwn,
     /// Backing inode of what is never replaced; for files the state knows.
@@ -94,7 +98,15 @@ pub(super) enum Stale {
 #[derive(Debug, Default)]
 struct Maps {
     nodes: HashMap<u64, Arc<Node>>,
+    resting: HashSet<Packed, RandomState>,
+    /// But for resting nodes with the number of their inode.
     by_inode: HashMap<FileId, u64>,
+    /// Of the backing directory.
+    dev: u64,
+    /// Files in `nodes`, in the order in which they are looked at, and some that are gone.
+    awake: VecDeque<u64>,
+    /// So many files stay as they are, used or not.
+    most_awake: usize,
 }
 
 /// All nodes.
@@ -102,9 +114,11 @@ struct Maps {
 pub struct Table {
     maps: RwLock<Maps>,
     next: AtomicU64,
-    dev: u64,
     stale: Sender<Stale>,
 }
+
+/// [`Maps::most_awake`], if nobody says otherwise.
+pub(super) const AWAKE: usize = 256;
 
 /// Maps that have room for so many nodes, and hold an eighth of that, give the memory back.
 const TRIM_MIN: usize = 1 << 14;
@@ -115,10 +129,9 @@ const OWN: u64 = 1 << 62;
 impl Table {
     pub(super) fn new(root: Dir, id: FileId, dev: u64, stale: Sender<Stale>) -> Self {
         let node = Node::new(ROOT, Kind::Dir(Arc::new(root)), id);
-        let mut maps = Maps::default();
-        maps.nodes.insert(ROOT, Arc::new(node));
-        maps.by_inode.insert(id, ROOT);
-        Self { maps: RwLock::new(maps), next: AtomicU64::new(OWN), dev, stale }
+        let mut maps = Maps { dev, most_awake: AWAKE, ..Maps::default() };
+        maps.add(node);
+        Self { maps: RwLock::new(maps), next: AtomicU64::new(OWN), stale }
     }
 
     /// A number for a new node of a backing inode.
@@ -127,24 +140,39 @@ impl Table {
     }
 
     fn pick(&self, maps: &Maps, id: FileId) -> u64 {
-        let free = id.dev == self.dev && id.ino > ROOT && id.ino < OWN && !maps.nodes.contains_key(&id.ino);
-        if free { id.ino } else { self.next.fetch_add(1, Ordering::Relaxed) }
+        let usual = id.dev == maps.dev && id.ino > ROOT && id.ino < OWN;
+        if usual && !maps.nodes.contains_key(&id.ino) && !maps.resting.contains(&id.ino) {
+            id.ino
+        } else {
+            self.next.fetch_add(1, Ordering::Relaxed)
+        }
     }
 
     /// The node of a number.
     pub fn get(&self, id: u64) -> Option<Arc<Node>> {
-        self.maps.read().nodes.get(&id).cloned()
+        let maps = self.maps.read();
+        match maps.nodes.get(&id) {
+            None if maps.resting.contains(&id) => {}
+            node => return node.cloned(),
+        }
+        drop(maps);
+        self.maps.write().wake(id)
+    }
+
+    /// The number of the node of a backing inode.
+    pub fn number(&self, id: FileId) -> Option<u64> {
+        self.maps.read().number(id)
     }
 
     /// The node of a backing inode.
     pub fn find(&self, id: FileId) -> Option<Arc<Node>> {
-        let maps = self.maps.read();
-        maps.by_inode.get(&id).and_then(|n| maps.nodes.get(n)).cloned()
+        self.number(id).and_then(|n| self.get(n))
     }
 
     /// Nodes that the kernel knows.
     pub fn len(&self) -> usize {
-        self.maps.read().nodes.len()
+        let maps = self.maps.read();
+        maps.nodes.len() + maps.resting.len()
     }
 
     /// Counts a lookup of a node; false when it was dropped meanwhile.
@@ -177,18 +205,31 @@ impl Table {
         for id in [Some(node.fixed), current].into_iter().flatten() {
             maps.drop_inode(id, node.id);
         }
-        if maps.nodes.capacity() >= TRIM_MIN && maps.nodes.len() < maps.nodes.capacity() / 8 {
-            let room = maps.nodes.len() * 2;
-            maps.nodes.shrink_to(room);
-            maps.by_inode.shrink_to(room);
+        if maps.trim() {
             self.tell(Stale::Trim);
         }
         removed
     }
 
-    /// Every node.
-    pub fn all(&self) -> Vec<Arc<Node>> {
-        self.maps.read().nodes.values().cloned().collect()
+    /// Keeps no more files as they are than this, from those on that come.
+    pub(super) fn keep_awake(&self, most: usize) {
+        self.maps.write().most_awake = most;
+    }
+
+    /// Files that are not packed.
+    #[cfg(test)]
+    pub(super) fn awake(&self) -> usize {
+        self.maps.read().nodes.values().filter(|n| n.file().is_ok()).count()
+    }
+
+    /// All that the kernel may keep, under the names that are known.
+    pub fn all(&self) -> Vec<StaleCache> {
+        let maps = self.maps.read();
+        let nodes: Vec<_> = maps.nodes.values().cloned().collect();
+        let mut all: Vec<_> = maps.resting.iter().map(Packed::stale).collect();
+        drop(maps);
+        all.extend(nodes.iter().map(|n| n.stale()));
+        all
     }
 
     /// The node of a file that the engine made or knows; counted.
@@ -198,10 +239,7 @@ impl Table {
             n.lookups.fetch_add(1, Ordering::AcqRel);
             return n.clone();
         }
-        let node = Arc::new(Node::new(file.tag, Kind::File(file.clone()), id));
-        maps.nodes.insert(file.tag, node.clone());
-        maps.by_inode.insert(id, file.tag);
-        node
+        maps.add(Node::new(file.tag, Kind::File(file.clone()), id))
     }
 
     /// The node of a backing inode found under a name; counted.
@@ -216,11 +254,11 @@ impl Table {
         }
         let mut maps = self.maps.write();
         // Two lookups of the same new inode at the same time: the first one's node is the one.
-        if let Some(first) = maps.by_inode.get(&id).and_then(|n| maps.nodes.get(n))
+        if let Some(first) = maps.number(id).and_then(|n| maps.wake(n))
             && first.may_be(id, &anchor)
         {
             first.lookups.fetch_add(1, Ordering::AcqRel);
-            return first.clone();
+            return first;
         }
         let tag = self.pick(&maps, id);
         let kind = match file_type(st) {
@@ -231,11 +269,9 @@ impl Table {
             }
             _ => Kind::Other(Box::new(Other { anchor, pin: OnceLock::new() })),
         };
-        let node = Arc::new(Node::new(tag, kind, id));
+        let node = Node::new(tag, kind, id);
         node.learn_name(st, dir, name);
-        maps.nodes.insert(tag, node.clone());
-        maps.by_inode.insert(id, tag);
-        node
+        maps.add(node)
     }
 
     fn tell(&self, s: Stale) {
@@ -251,6 +287,71 @@ impl Table {
 }
 
 impl Maps {
+    /// Gives memory back that is not needed any more; whether there was any.
+    fn trim(&mut self) -> bool {
+        let room = self.nodes.capacity() + self.resting.capacity() + self.by_inode.capacity();
+        let sparse = room >= TRIM_MIN && self.nodes.len() + self.resting.len() + self.by_inode.len() < room / 8;
+        if sparse {
+            self.nodes.shrink_to(self.nodes.len() * 2);
+            self.resting.shrink_to(self.resting.len() * 2);
+            self.by_inode.shrink_to(self.by_inode.len() * 2);
+        }
+        sparse
+    }
+
+    /// A new node.
+    fn add(&mut self, node: Node) -> Arc<Node> {
+        self.by_inode.insert(node.fixed, node.id);
+        self.keep(node)
+    }
+
+    fn keep(&mut self, node: Node) -> Arc<Node> {
+        let node = Arc::new(node);
+        self.nodes.insert(node.id, node.clone());
+        if matches!(node.kind, Kind::File(_)) {
+            self.awake.push_back(node.id);
+            // Twice as many as come, since some are in use.
+            self.rest_one();
+            self.rest_one();
+        }
+        node
+    }
+
+    /// Packs the file that has been awake for longest, if there are many and nobody uses it. Whoever holds the table alone and
+    /// finds no other reference to a node knows that there will be none.
+    fn rest_one(&mut self) {
+        if self.awake.len() <= self.most_awake {
+            return;
+        }
+        let Some(tag) = self.awake.pop_front() else { return };
+        let Some(node) = self.nodes.get_mut(&tag) else { return };
+        let Some(packed) = Arc::get_mut(node).and_then(|n| Packed::of(n, self.dev)) else {
+            return self.awake.push_back(tag);
+        };
+        self.nodes.remove(&tag);
+        if packed.is_usual() {
+            self.drop_inode(FileId { dev: self.dev, ino: tag }, tag);
+        }
+        self.resting.insert(packed);
+    }
+
+    /// The node of a number, resting or not.
+    fn wake(&mut self, tag: u64) -> Option<Arc<Node>> {
+        if let Some(node) = self.nodes.get(&tag) {
+            return Some(node.clone());
+        }
+        let node = self.resting.take(&tag)?.unpack(self.dev)?;
+        // Unless its inode is gone, and another node has one of the same number.
+        self.by_inode.entry(node.fixed).or_insert(tag);
+        Some(self.keep(node))
+    }
+
+    /// The number of the node of a backing inode.
+    fn number(&self, id: FileId) -> Option<u64> {
+        let rests = || id.dev == self.dev && self.resting.get(&id.ino).is_some_and(Packed::is_usual);
+        self.by_inode.get(&id).copied().or_else(|| rests().then_some(id.ino))
+    }
+
     /// Forgets which node a backing inode is, if it still is that one.
     fn drop_inode(&mut self, id: FileId, node: u64) {
         if self.by_inode.get(&id) == Some(&node) {
@@ -261,7 +362,7 @@ impl Maps {
 
 impl Node {
     /// Counted once.
-    fn new(id: u64, kind: Kind, fixed: FileId) -> Self {
+    pub(super) fn new(id: u64, kind: Kind, fixed: FileId) -> Self {
         Self { id, kind, lookups: AtomicU64::new(1), own: OnceOwn::default(), fixed, pages: AtomicI64::new(0) }
     }
 
@@ -301,6 +402,16 @@ impl Node {
             }
             Kind::Other(_) => {}
         }
+    }
+
+    /// All that the kernel may keep of it under the name that is known.
+    fn stale(&self) -> StaleCache {
+        let place = match &self.kind {
+            Kind::File(f) => f.any_name(),
+            Kind::Dir(d) => d.place.lock().clone(),
+            Kind::Other(_) => None,
+        };
+        StaleCache { node: self.id, name: place.map(|p| (p.dir.tag, p.name)) }
     }
 
     /// The regular file, if it is one.

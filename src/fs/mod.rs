@@ -13,6 +13,7 @@ mod meta;
 mod names;
 mod own;
 mod reply;
+mod resting;
 mod status;
 mod watch;
 mod xattr;
@@ -157,6 +158,11 @@ impl Fs {
         }))
     }
 
+    /// How many files that nobody uses are kept ready, in hundreds of bytes each, and not packed; few in tests.
+    pub fn keep_awake(&self, most: usize) {
+        self.table.keep_awake(most);
+    }
+
     /// The engine.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
@@ -221,7 +227,7 @@ impl Fs {
         for s in &self.stale {
             let more = match s {
                 Stale::Cache(c) => tell(&c),
-                Stale::All => self.table.all().iter().all(|n| tell(&stale_node(n))),
+                Stale::All => self.table.all().iter().all(&tell),
                 Stale::Reap(tag) => {
                     self.reap(tag);
                     true
@@ -270,14 +276,4 @@ pub struct StaleCache {
 /// A path from the root of the mount that has no `..`, no root and no prefix.
 fn plain(path: &Path) -> bool {
     path.components().all(|c| matches!(c, std::path::Component::Normal(_)))
-}
-
-/// All that the kernel may keep of a node under the name that is known.
-fn stale_node(node: &Node) -> StaleCache {
-    let place = match &node.kind {
-        Kind::File(f) => f.any_name(),
-        Kind::Dir(d) => d.place.lock().clone(),
-        Kind::Other(_) => None,
-    };
-    StaleCache { node: node.id, name: place.map(|p| (p.dir.tag, p.name)) }
 }

@@ -221,6 +221,8 @@ impl World {
             None => backing,
         };
         let fs = Fs::new(Engine::start(backing, config).unwrap()).unwrap();
+        // Whatever nobody uses at the moment is packed at the next opportunity.
+        fs.keep_awake(0);
         Self { fs, seam, root: root.into(), _layout: layout }
     }
 
