@@ -49,7 +49,7 @@ const MEANING: [(&str, &str); 21] = [
     ),
     (
         "pending_max",
-        "Versions that may be closed and not yet committed (levels fsync and relaxed); beyond, the next close waits.",
+        "Versions that may be closed and not yet committed (levels fsync and relaxed); beyond, the next close or creation waits.",
     ),
     (
         "staging_max_bytes",

@@ -63,11 +63,7 @@ impl Engine {
         let waits = matches!(h.policy.durability, Durability::Always | Durability::Close);
         if !h.dirty.load(Ordering::Acquire) {
             // Another process may have submitted what this one wrote through its copy of the descriptor.
-            if waits && h.submitted(tid) {
-                return self.join(h, done);
-            }
-            // A new file that stays empty is saved at its release, for which nobody waits.
-            return if h.writes() && self.backlog_full() { self.relieve_first(done) } else { done.answer(Ok(())) };
+            return if waits && h.submitted(tid) { self.join(h, done) } else { done.answer(Ok(())) };
         }
         if !h.ends_save(tid) {
             return done.answer(Ok(()));
@@ -128,20 +124,20 @@ impl Engine {
         let (now, max) = (self.unsettled.lock().len(), self.config().limits.pending_max);
         if now >= max.div_ceil(2) && !self.relieving.swap(true, Ordering::AcqRel) {
             let me = self.clone();
-            self.workers
-                .run(Box::new(move || me.clone().relieve(move || me.relieving.store(false, Ordering::Release))));
+            self.workers.run(Box::new(move || me.relieve()));
         }
         now >= max
     }
 
-    /// Answers when the acknowledged saves that there are now are in their place.
-    fn relieve_first(self: &Arc<Self>, done: Done) {
+    /// Brings all acknowledged saves into their place, in their order.
+    fn relieve(self: Arc<Self>) {
         let me = self.clone();
-        self.workers.run(Box::new(move || me.relieve(move || done.answer(Ok(())))));
+        let done = move || me.relieving.store(false, Ordering::Release);
+        self.settle_names(self.acknowledged(), Box::new(done));
     }
 
-    /// Brings all acknowledged saves into their place, in their order.
-    fn relieve(self: Arc<Self>, then: impl FnOnce() + Send + 'static) {
+    /// All acknowledged saves whose commit is still to come.
+    fn acknowledged(&self) -> Debts {
         let so_far = owed_so_far();
         let owed = |f: Arc<File>| {
             let st = f.state.read();
@@ -150,8 +146,12 @@ impl Engine {
             nth.map(|nth| (nth, f))
         };
         let files: BTreeMap<_, _> = self.unsettled_files().into_iter().filter_map(owed).collect();
-        let debts = Debts { files: files.into_values().collect(), so_far };
-        self.settle_names(debts, Box::new(then));
+        Debts { files: files.into_values().collect(), so_far }
+    }
+
+    /// What is to be committed before a version begins that no close waits for, when there are as many as there may be.
+    pub fn backlog(self: &Arc<Self>) -> Debts {
+        if self.backlog_full() { self.acknowledged() } else { Debts { files: VecDeque::new(), so_far: 0 } }
     }
 
     /// A descriptor whose version failed stays failed; so does everything when the mount is read-only.
@@ -466,6 +466,7 @@ impl Engine {
         let waiting = st.waiting.get_mut().take().unwrap_or_default();
         if st.version.as_ref().is_none_or(|v| v.dirty_ms.load(Ordering::Acquire) == 0) {
             self.unsettled.lock().remove(&file.tag);
+            self.observer().settled(file);
         }
         drop(st);
         for parked in waiting.parked {
@@ -561,6 +562,7 @@ impl Engine {
                     st.paid();
                     self.unsettled.lock().remove(&f.file.tag);
                     Self::close_if_idle(&mut st);
+                    self.observer().settled(&f.file);
                 }
             }
             Ok(()) => {}

@@ -97,6 +97,8 @@ pub trait Observer: Send + Sync {
     fn published(&self, file: &Arc<File>, old: Option<FileId>, new: FileId);
     /// The file is no more the inode `id`, which is gone.
     fn discarded(&self, file: &Arc<File>, id: FileId);
+    /// Nothing of the file is uncommitted.
+    fn settled(&self, file: &Arc<File>);
     /// Caches of the kernel are stale.
     fn behind(&self, what: Behind);
 }
@@ -159,6 +161,7 @@ impl Observer for Nobody {
     fn staged(&self, _: &Arc<File>, _: FileId) {}
     fn published(&self, _: &Arc<File>, _: Option<FileId>, _: FileId) {}
     fn discarded(&self, _: &Arc<File>, _: FileId) {}
+    fn settled(&self, _: &Arc<File>) {}
     fn behind(&self, _: Behind) {}
 }
 

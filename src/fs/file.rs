@@ -20,6 +20,14 @@ fn errno(r: Result<(), CommitError>) -> Result<(), Errno> {
 impl Fs {
     /// open(2) of an existing file; with `O_TRUNC` the rewrite begins here.
     pub fn open(self: &Arc<Self>, caller: Caller, node: u64, flags: i32, reply: Reply<Opened>) {
+        let me = self.clone();
+        let work = move || me.open_now(caller, node, flags, reply);
+        if let Some(now) = if flags & libc::O_TRUNC != 0 { self.after_backlog(work) } else { Some(work) } {
+            now();
+        }
+    }
+
+    fn open_now(self: &Arc<Self>, caller: Caller, node: u64, flags: i32, reply: Reply<Opened>) {
         let admitted = self.backing().admit().and_then(|()| self.node(node));
         let found = admitted.and_then(|n| Ok((self.policy_of(&n), n.file()?.clone(), n)));
         let (policy, file, at) = match found {
@@ -32,7 +40,7 @@ impl Fs {
             Access::Done(h) => reply.send(h.map(|h| self.opened(&at, h))),
             Access::Wait => {
                 let me = self.clone();
-                self.engine.park(&file, Box::new(move || me.open(caller, node, flags, reply)));
+                self.engine.park(&file, Box::new(move || me.open_now(caller, node, flags, reply)));
             }
         }
     }

@@ -75,6 +75,8 @@ pub struct Node {
     pub id: u64,
     /// What it is.
     pub kind: Kind,
+    /// Which of all nodes: numbers are used again.
+    pub(super) nth: u64,
     pub(super) lookups: AtomicU64,
     /// What the file says of its own policy, once that was read.
     pub(super) own: OnceOwn,
@@ -103,8 +105,10 @@ struct Maps {
     by_inode: HashMap<FileId, u64>,
     /// Of the backing directory.
     dev: u64,
-    /// Files in `nodes`, in the order in which they are looked at, and some that are gone.
-    awake: VecDeque<u64>,
+    /// Files in `nodes` ([`Node::nth`]), in the order in which they are looked at, and some that are gone.
+    awake: VecDeque<(u64, u64)>,
+    /// Nodes so far.
+    made: u64,
     /// So many files stay as they are, used or not.
     most_awake: usize,
 }
@@ -198,17 +202,19 @@ impl Table {
             _ => Some(node.fixed),
         };
         let mut maps = self.maps.write();
-        if node.lookups.load(Ordering::Acquire) > 0 || node.id == ROOT {
+        // Unless another thread was first, and its number belongs to another node by now.
+        let current_node = maps.nodes.get(&node.id).is_some_and(|n| n.nth == node.nth);
+        if node.lookups.load(Ordering::Acquire) > 0 || node.id == ROOT || !current_node {
             return false;
         }
-        let removed = maps.nodes.remove(&node.id).is_some();
+        maps.nodes.remove(&node.id);
         for id in [Some(node.fixed), current].into_iter().flatten() {
             maps.drop_inode(id, node.id);
         }
         if maps.trim() {
             self.tell(Stale::Trim);
         }
-        removed
+        true
     }
 
     /// Keeps no more files as they are than this, from those on that come.
@@ -222,22 +228,32 @@ impl Table {
         self.maps.read().nodes.values().filter(|n| n.file().is_ok()).count()
     }
 
-    /// All that the kernel may keep, under the names that are known.
-    pub fn all(&self) -> Vec<StaleCache> {
+    /// Places in the line of those to be packed.
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> usize {
+        self.maps.read().awake.len()
+    }
+
+    /// The numbers of all nodes.
+    pub fn numbers(&self) -> Vec<u64> {
         let maps = self.maps.read();
-        let nodes: Vec<_> = maps.nodes.values().cloned().collect();
-        let mut all: Vec<_> = maps.resting.iter().map(Packed::stale).collect();
+        maps.nodes.keys().copied().chain(maps.resting.iter().map(Packed::tag)).collect()
+    }
+
+    /// All that the kernel may keep of a node, under the name that is known.
+    pub fn stale(&self, id: u64) -> Option<StaleCache> {
+        let maps = self.maps.read();
+        let Some(node) = maps.nodes.get(&id).cloned() else { return maps.resting.get(&id).map(Packed::stale) };
         drop(maps);
-        all.extend(nodes.iter().map(|n| n.stale()));
-        all
+        Some(node.stale())
     }
 
     /// The node of a file that the engine made or knows; counted.
     pub fn enter_file(&self, file: &Arc<File>, id: FileId) -> Arc<Node> {
         let mut maps = self.maps.write();
-        if let Some(n) = maps.nodes.get(&file.tag) {
+        if let Some(n) = maps.wake(file.tag) {
             n.lookups.fetch_add(1, Ordering::AcqRel);
-            return n.clone();
+            return n;
         }
         maps.add(Node::new(file.tag, Kind::File(file.clone()), id))
     }
@@ -295,6 +311,7 @@ impl Maps {
             self.nodes.shrink_to(self.nodes.len() * 2);
             self.resting.shrink_to(self.resting.len() * 2);
             self.by_inode.shrink_to(self.by_inode.len() * 2);
+            self.awake.shrink_to(self.awake.len() * 2);
         }
         sparse
     }
@@ -306,10 +323,11 @@ impl Maps {
     }
 
     fn keep(&mut self, node: Node) -> Arc<Node> {
-        let node = Arc::new(node);
+        self.made += 1;
+        let node = Arc::new(Node { nth: self.made, ..node });
         self.nodes.insert(node.id, node.clone());
         if matches!(node.kind, Kind::File(_)) {
-            self.awake.push_back(node.id);
+            self.awake.push_back((node.id, node.nth));
             // Twice as many as come, since some are in use.
             self.rest_one();
             self.rest_one();
@@ -323,10 +341,10 @@ impl Maps {
         if self.awake.len() <= self.most_awake {
             return;
         }
-        let Some(tag) = self.awake.pop_front() else { return };
-        let Some(node) = self.nodes.get_mut(&tag) else { return };
+        let Some((tag, nth)) = self.awake.pop_front() else { return };
+        let Some(node) = self.nodes.get_mut(&tag).filter(|n| n.nth == nth) else { return };
         let Some(packed) = Arc::get_mut(node).and_then(|n| Packed::of(n, self.dev)) else {
-            return self.awake.push_back(tag);
+            return self.awake.push_back((tag, nth));
         };
         self.nodes.remove(&tag);
         if packed.is_usual() {
@@ -363,7 +381,7 @@ impl Maps {
 impl Node {
     /// Counted once.
     pub(super) fn new(id: u64, kind: Kind, fixed: FileId) -> Self {
-        Self { id, kind, lookups: AtomicU64::new(1), own: OnceOwn::default(), fixed, pages: AtomicI64::new(0) }
+        Self { id, kind, nth: 0, lookups: AtomicU64::new(1), own: OnceOwn::default(), fixed, pages: AtomicI64::new(0) }
     }
 
     /// Whether this node is that very inode and not one that had the same number before.
@@ -442,6 +460,10 @@ impl Observer for Table {
         let mut maps = self.maps.write();
         maps.drop_inode(id, file.tag);
         self.reap_later(&maps, file.tag);
+    }
+
+    fn settled(&self, file: &Arc<File>) {
+        self.reap_later(&self.maps.read(), file.tag);
     }
 
     fn behind(&self, what: Behind) {

@@ -53,6 +53,15 @@ impl Fs {
 
     /// chmod, chown, truncate, utimensat.
     pub fn setattr(self: &Arc<Self>, caller: Caller, id: u64, fh: Option<u64>, set: SetAttr, reply: Reply<Attr>) {
+        let me = self.clone();
+        let work = move || me.setattr_now(caller, id, fh, set, reply);
+        let by_name = set.size.is_some() && fh.is_none();
+        if let Some(now) = if by_name { self.after_backlog(work) } else { Some(work) } {
+            now();
+        }
+    }
+
+    fn setattr_now(self: &Arc<Self>, caller: Caller, id: u64, fh: Option<u64>, set: SetAttr, reply: Reply<Attr>) {
         let node = match self.node(id) {
             Ok(n) => n,
             Err(e) => return reply.send(Err(e)),
@@ -80,7 +89,7 @@ impl Fs {
             Access::Wait => {
                 let me = self.clone();
                 if let Ok(file) = node.file() {
-                    self.engine.park(file, Box::new(move || me.setattr(caller, id, fh, set, reply)));
+                    self.engine.park(file, Box::new(move || me.setattr_now(caller, id, fh, set, reply)));
                 }
             }
         }

@@ -227,7 +227,7 @@ impl Fs {
         for s in &self.stale {
             let more = match s {
                 Stale::Cache(c) => tell(&c),
-                Stale::All => self.table.all().iter().all(&tell),
+                Stale::All => self.table.numbers().into_iter().filter_map(|id| self.table.stale(id)).all(|c| tell(&c)),
                 Stale::Reap(tag) => {
                     self.reap(tag);
                     true

@@ -123,6 +123,18 @@ impl Fs {
         None
     }
 
+    /// Runs `again` when there is room for one more version that no close waits for: one that stays empty is saved at the
+    /// release. Gives it back when there is.
+    pub(super) fn after_backlog<F: FnOnce() + Send + 'static>(&self, again: F) -> Option<F> {
+        let first = self.engine.backlog();
+        if first.is_empty() {
+            return Some(again);
+        }
+        let engine = self.engine.clone();
+        self.engine.pay_all(first, move |_| engine.run_later(Box::new(again)));
+        None
+    }
+
     /// Answers an operation on names: at level `always` when the directories are durable, else at once.
     fn acknowledge<T: Send + 'static>(&self, policy: Policy, dirs: Vec<Arc<Dir>>, reply: Reply<T>, value: T) {
         if policy.durability != Durability::Always {
@@ -223,6 +235,22 @@ impl Fs {
 
     /// open(2) with `O_CREAT` of a name that the kernel believes to be free.
     pub fn create(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+        reply: Reply<(Entry, Opened)>,
+    ) {
+        let (me, name) = (self.clone(), name.to_owned());
+        let work = move || me.create_now(caller, parent, &name, mode, flags, reply);
+        if let Some(now) = self.after_backlog(work) {
+            now();
+        }
+    }
+
+    fn create_now(
         self: &Arc<Self>,
         caller: Caller,
         parent: u64,

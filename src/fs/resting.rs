@@ -101,7 +101,7 @@ impl Packed {
     }
 
     /// Its number.
-    fn tag(&self) -> u64 {
+    pub fn tag(&self) -> u64 {
         postcard::take_from_bytes(&self.parts).map_or(0, |(tag, _)| tag)
     }
 
@@ -138,6 +138,7 @@ mod tests {
     use super::super::inode::{AWAKE, Table};
     use super::*;
     use crate::backend::Anchor;
+    use crate::engine::file::Version;
     use rustix::fs::Stat;
 
     const DEV: u64 = 7;
@@ -212,9 +213,8 @@ mod tests {
     fn files_that_nobody_uses_rest_and_are_the_same_afterwards() {
         let w = World::new();
         let held = w.lookup(10, 0);
-        let open = w.lookup(11, 0).file().unwrap().clone();
-        open.state.write().opens = 1;
-        let open = Arc::as_ptr(&open);
+        w.lookup(11, 0).file().unwrap().state.write().opens = 1;
+        let open = Arc::as_ptr(w.table.get(11).unwrap().file().unwrap());
         let inos = w.many();
         assert!(w.table.awake() <= AWAKE + 2, "{} are awake", w.table.awake());
         assert_eq!(w.table.len(), inos.clone().count() + 3);
@@ -245,15 +245,35 @@ mod tests {
         assert_eq!(w.table.find(id).unwrap().id, second.id);
     }
 
+    /// A file that is made and removed again and again, under the number of the one before.
+    #[test]
+    fn numbers_that_are_used_again_leave_nothing_behind() {
+        let w = World::new();
+        w.many();
+        let (held, before) = (w.lookup(5, 0), w.table.queued());
+        for n in 0..10_000 {
+            let node = w.lookup(6, n as u8);
+            assert!(
+                Table::uncount(&node, 1) && w.table.remove_if_forgotten(&node) && !w.table.remove_if_forgotten(&node)
+            );
+        }
+        assert!(w.table.queued() <= before + 4, "{} after {before}", w.table.queued());
+        drop(held);
+    }
+
     #[test]
     fn what_more_is_known_of_keeps_a_file_awake() {
         type Change = fn(&mut crate::engine::file::State);
-        let changes: [Change; 6] = [
+        let changes: [Change; 10] = [
             |st| st.opens = 1,
+            |st| st.version = Some(Arc::new(Version::new(tempfile::tempfile().unwrap().into(), st.id.unwrap(), false))),
+            |st| st.kernel = std::num::NonZeroI32::new(1),
+            |st| *st.waiting.get_mut() = Some(Box::default()),
+            |st| st.names.push(st.names[0].clone()),
             |st| st.owe(),
             |st| st.lost = Some(rustix::io::Errno::IO),
             |st| st.names.clear(),
-            |st| st.pin = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).ok(),
+            |st| st.pin = Some(tempfile::tempfile().unwrap().into()),
             |st| st.phase = crate::engine::state::Phase::Staged,
         ];
         let w = World::new();

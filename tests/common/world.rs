@@ -231,7 +231,11 @@ impl World {
     }
 
     pub fn create(&self, name: &str) -> Result<Fd, Errno> {
-        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
+        self.create_with(name, libc::O_RDWR | libc::O_TRUNC)
+    }
+
+    pub fn create_with(&self, name: &str, flags: i32) -> Result<Fd, Errno> {
+        let flags = flags | libc::O_CREAT;
         let made = ask(|reply| self.fs.create(ME, ROOT, OsStr::new(name), 0o644, flags, reply))?;
         Ok(Fd { node: made.0.node, fh: made.1.fh })
     }
