@@ -211,6 +211,8 @@ fn inodes_with_debts_are_forgotten_later() {
             let file = fs::OpenOptions::new().write(true).open(mount.path().join(format!("f{n}"))).unwrap();
             file.write_all_at(b"new", 0).unwrap();
         }
+        fs::create_dir(mount.path().join("d")).unwrap();
+        fs::write(mount.path().join("d/new"), "new").unwrap();
         fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
         let inodes = |mount: &Mount| mount.status()["inodes"].as_u64().unwrap();
         say(&format!("{mode}: {} inodes known, forgotten by the kernel", inodes(&mount)));

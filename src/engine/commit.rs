@@ -118,42 +118,6 @@ impl Engine {
         give(answer);
     }
 
-    /// Whether so many versions are uncommitted that the next close has to wait for its own. From half of the bound on they
-    /// are committed early, so that it is reached only by programs that save faster than the device takes it.
-    fn backlog_full(self: &Arc<Self>) -> bool {
-        let (now, max) = (self.unsettled.lock().len(), self.config().limits.pending_max);
-        if now >= max.div_ceil(2) && !self.relieving.swap(true, Ordering::AcqRel) {
-            let me = self.clone();
-            self.workers.run(Box::new(move || me.relieve()));
-        }
-        now >= max
-    }
-
-    /// Brings all acknowledged saves into their place, in their order.
-    fn relieve(self: Arc<Self>) {
-        let me = self.clone();
-        let done = move || me.relieving.store(false, Ordering::Release);
-        self.settle_names(self.acknowledged(), Box::new(done));
-    }
-
-    /// All acknowledged saves whose commit is still to come.
-    fn acknowledged(&self) -> Debts {
-        let so_far = owed_so_far();
-        let owed = |f: Arc<File>| {
-            let st = f.state.read();
-            let nth = st.owes_before(so_far).then_some(st.owed_nth);
-            drop(st);
-            nth.map(|nth| (nth, f))
-        };
-        let files: BTreeMap<_, _> = self.unsettled_files().into_iter().filter_map(owed).collect();
-        Debts { files: files.into_values().collect(), so_far }
-    }
-
-    /// What is to be committed before a version begins that no close waits for, when there are as many as there may be.
-    pub fn backlog(self: &Arc<Self>) -> Debts {
-        if self.backlog_full() { self.acknowledged() } else { Debts { files: VecDeque::new(), so_far: 0 } }
-    }
-
     /// A descriptor whose version failed stays failed; so does everything when the mount is read-only.
     fn check_handle(&self, h: &Handle, st: &State) -> Result<(), Errno> {
         if st.failures != h.failures {
@@ -448,7 +412,7 @@ impl Engine {
         // In this order: a lookup that read the old identity sees the new count and starts again.
         place.dir.published.fetch_add(1, Ordering::AcqRel);
         self.observer().published(file, old, version.id);
-        Self::unclaim(file, place);
+        self.unclaim(file, place);
         Self::close_if_idle(&mut st);
         self.settled(file, st)
     }
@@ -466,7 +430,7 @@ impl Engine {
         let waiting = st.waiting.get_mut().take().unwrap_or_default();
         if st.version.as_ref().is_none_or(|v| v.dirty_ms.load(Ordering::Acquire) == 0) {
             self.unsettled.lock().remove(&file.tag);
-            self.observer().settled(file);
+            self.observer().settled(file.tag);
         }
         drop(st);
         for parked in waiting.parked {
@@ -476,13 +440,17 @@ impl Engine {
         waiting.joined
     }
 
-    pub(super) fn unclaim(file: &Arc<File>, place: &Place) {
+    pub(super) fn unclaim(&self, file: &Arc<File>, place: &Place) {
         let mut staged = place.dir.staged.lock();
         if staged.get(&place.name).is_some_and(|f| Arc::ptr_eq(f, file)) {
             staged.remove(&place.name);
         }
-        if staged.is_empty() && staged.capacity() > STAGED_KEPT {
-            staged.shrink_to_fit();
+        if staged.is_empty() {
+            if staged.capacity() > STAGED_KEPT {
+                staged.shrink_to_fit();
+            }
+            drop(staged);
+            self.observer().settled(place.dir.tag);
         }
     }
 
@@ -501,7 +469,7 @@ impl Engine {
         self.end_stage(version);
         self.keep_failed(version, names.first(), error);
         version.dirty_ms.store(0, Ordering::Release);
-        names.iter().for_each(|place| Self::unclaim(file, place));
+        names.iter().for_each(|place| self.unclaim(file, place));
         if new_inode {
             self.observer().discarded(file, version.id);
         }
@@ -558,11 +526,11 @@ impl Engine {
             Ok(()) if f.version.mark_synced(f.upto) => {
                 f.version.data_only.store(f.data_only, Ordering::Release);
                 let current = st.version.as_ref().is_some_and(|v| v.id == f.version.id && v.is_synced());
-                if current && st.phase != Phase::Staged {
+                if current && !st.is_staged() {
                     st.paid();
                     self.unsettled.lock().remove(&f.file.tag);
                     Self::close_if_idle(&mut st);
-                    self.observer().settled(&f.file);
+                    self.observer().settled(f.file.tag);
                 }
             }
             Ok(()) => {}

@@ -249,6 +249,14 @@ impl std::fmt::Debug for State {
 /// Changes that were acknowledged so far, of all directories: the order of the debts.
 static OWED: AtomicU64 = AtomicU64::new(0);
 
+/// Files that owe a commit, of all mounts of this process.
+static OWING: AtomicU64 = AtomicU64::new(0);
+
+/// Whether no commit is owed: then nobody has to look for one.
+pub(super) fn nothing_is_owed() -> bool {
+    OWING.load(Ordering::Acquire) == 0
+}
+
 /// The next number of [`State::owed_nth`]. Who collects debts takes it first and leaves out what came since: looking at
 /// one file after the other, a later debt can be found and an earlier one missed.
 pub(super) fn owed_so_far() -> u64 {
@@ -280,10 +288,16 @@ impl State {
         }
         self.owed_nth = OWED.fetch_add(1, Ordering::AcqRel);
         self.owed_in = dirs.into();
+        if self.owes() {
+            OWING.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// The commit came, or there is nothing left to commit.
     pub fn paid(&mut self) {
+        if self.owes() {
+            OWING.fetch_sub(1, Ordering::AcqRel);
+        }
         for dir in std::mem::take(&mut self.owed_in) {
             dir.owed.fetch_sub(1, Ordering::AcqRel);
         }

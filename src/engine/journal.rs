@@ -336,7 +336,7 @@ impl Engine {
         }
         st.paid();
         self.end_stage(version);
-        names.iter().for_each(|place| Self::unclaim(file, place));
+        names.iter().for_each(|place| self.unclaim(file, place));
         match r {
             Ok(()) => {
                 Counters::add(&self.counters.journal_commits, 1);

@@ -13,6 +13,7 @@
 //! [`Observer`].
 
 mod activity;
+mod backlog;
 mod batch;
 mod behind;
 mod commit;
@@ -44,7 +45,7 @@ use std::io as stdio;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -97,8 +98,8 @@ pub trait Observer: Send + Sync {
     fn published(&self, file: &Arc<File>, old: Option<FileId>, new: FileId);
     /// The file is no more the inode `id`, which is gone.
     fn discarded(&self, file: &Arc<File>, id: FileId);
-    /// Nothing of the file is uncommitted.
-    fn settled(&self, file: &Arc<File>);
+    /// Nothing of the file or directory with this number is uncommitted.
+    fn settled(&self, tag: u64);
     /// Caches of the kernel are stale.
     fn behind(&self, what: Behind);
 }
@@ -131,6 +132,8 @@ pub struct Engine {
     unsettled: Mutex<HashMap<u64, Arc<File>>>,
     /// The backlog is being worked off, with nobody waiting.
     relieving: AtomicBool,
+    /// Files with uncommitted changes that were open when that was last looked at.
+    in_use: AtomicUsize,
     /// Held while versions are published, by the dispatcher or early: each of them finishes what it began.
     publishing: Mutex<()>,
     /// Files with descriptors through which the kernel writes unseen.
@@ -161,7 +164,7 @@ impl Observer for Nobody {
     fn staged(&self, _: &Arc<File>, _: FileId) {}
     fn published(&self, _: &Arc<File>, _: Option<FileId>, _: FileId) {}
     fn discarded(&self, _: &Arc<File>, _: FileId) {}
-    fn settled(&self, _: &Arc<File>) {}
+    fn settled(&self, _: u64) {}
     fn behind(&self, _: Behind) {}
 }
 
@@ -192,6 +195,7 @@ impl Engine {
             dir_fds: DirFds::new(DIR_FDS),
             unsettled: Mutex::default(),
             relieving: AtomicBool::new(false),
+            in_use: AtomicUsize::new(0),
             publishing: Mutex::default(),
             unseen: Mutex::default(),
             dirty_dirs: Mutex::default(),

@@ -105,7 +105,7 @@ impl Engine {
     /// The file lost a name; with its last one it is an orphan.
     fn forget_name(&self, file: &Arc<File>, st: &mut State, n: &Name<'_>) {
         st.names.retain(|p| !p.is(n.dir, n.name));
-        Self::unclaim(file, &Place { dir: n.dir.clone(), name: n.name.to_owned() });
+        self.unclaim(file, &Place { dir: n.dir.clone(), name: n.name.to_owned() });
         let staged = st.phase == Phase::Staged;
         let new_inode = st.is_new_inode();
         let gone = new_inode || Self::link_count(st) == 0;

@@ -182,10 +182,11 @@ impl Table {
     /// Counts a lookup of a node; false when it was dropped meanwhile.
     pub fn count(&self, node: &Node) -> bool {
         let maps = self.maps.read();
-        maps.nodes.contains_key(&node.id) && {
+        let known = maps.has(node);
+        if known {
             node.lookups.fetch_add(1, Ordering::AcqRel);
-            true
         }
+        known
     }
 
     /// Takes `n` lookups back (0 only asks). True when none is left.
@@ -202,9 +203,7 @@ impl Table {
             _ => Some(node.fixed),
         };
         let mut maps = self.maps.write();
-        // Unless another thread was first, and its number belongs to another node by now.
-        let current_node = maps.nodes.get(&node.id).is_some_and(|n| n.nth == node.nth);
-        if node.lookups.load(Ordering::Acquire) > 0 || node.id == ROOT || !current_node {
+        if node.lookups.load(Ordering::Acquire) > 0 || node.id == ROOT || !maps.has(node) {
             return false;
         }
         maps.nodes.remove(&node.id);
@@ -248,14 +247,17 @@ impl Table {
         Some(node.stale())
     }
 
-    /// The node of a file that the engine made or knows; counted.
-    pub fn enter_file(&self, file: &Arc<File>, id: FileId) -> Arc<Node> {
+    /// The node of a file that the engine made or knows, counted; `None` when another file has its number by now.
+    pub fn enter_file(&self, file: &Arc<File>, id: FileId) -> Option<Arc<Node>> {
         let mut maps = self.maps.write();
-        if let Some(n) = maps.wake(file.tag) {
+        let Some(n) = maps.wake(file.tag) else {
+            return Some(maps.add(Node::new(file.tag, Kind::File(file.clone()), id)));
+        };
+        let same = matches!(&n.kind, Kind::File(f) if Arc::ptr_eq(f, file));
+        same.then(|| {
             n.lookups.fetch_add(1, Ordering::AcqRel);
-            return n;
-        }
-        maps.add(Node::new(file.tag, Kind::File(file.clone()), id))
+            n
+        })
     }
 
     /// The node of a backing inode found under a name; counted.
@@ -314,6 +316,11 @@ impl Maps {
             self.awake.shrink_to(self.awake.len() * 2);
         }
         sparse
+    }
+
+    /// Whether the node is there: another may have its number by now.
+    fn has(&self, node: &Node) -> bool {
+        self.nodes.get(&node.id).is_some_and(|n| n.nth == node.nth)
     }
 
     /// A new node.
@@ -462,8 +469,8 @@ impl Observer for Table {
         self.reap_later(&maps, file.tag);
     }
 
-    fn settled(&self, file: &Arc<File>) {
-        self.reap_later(&self.maps.read(), file.tag);
+    fn settled(&self, tag: u64) {
+        self.reap_later(&self.maps.read(), tag);
     }
 
     fn behind(&self, what: Behind) {

@@ -54,9 +54,11 @@ impl Fs {
     /// chmod, chown, truncate, utimensat.
     pub fn setattr(self: &Arc<Self>, caller: Caller, id: u64, fh: Option<u64>, set: SetAttr, reply: Reply<Attr>) {
         let me = self.clone();
+        // No close waits for what this leaves to be committed.
+        let open = || self.node(id).is_ok_and(|n| n.file().is_ok_and(|f| f.state.read().version.is_some()));
+        let leaves_some = fh.is_none() && (set.size.is_some() || open());
         let work = move || me.setattr_now(caller, id, fh, set, reply);
-        let by_name = set.size.is_some() && fh.is_none();
-        if let Some(now) = if by_name { self.after_backlog(work) } else { Some(work) } {
+        if let Some(now) = if leaves_some { self.engine.after_backlog(work) } else { Some(work) } {
             now();
         }
     }

@@ -53,7 +53,11 @@ impl Fs {
             if let Some(file) = dir.staged(name) {
                 let version = file.state.read().version.as_ref().map(|v| v.id);
                 let Some(id) = version else { continue };
-                return Ok(self.table.enter_file(&file, id));
+                match self.table.enter_file(&file, id) {
+                    Some(node) => return Ok(node),
+                    // Published and forgotten since.
+                    None => continue,
+                }
             }
             let fd = self.engine.dir_fd(dir)?;
             let found = self.backing().lookup(&fd, name).and_then(|(fd, st)| {
@@ -120,18 +124,6 @@ impl Fs {
             return Some(again);
         }
         self.engine.settle_names(first, Box::new(again));
-        None
-    }
-
-    /// Runs `again` when there is room for one more version that no close waits for: one that stays empty is saved at the
-    /// release. Gives it back when there is.
-    pub(super) fn after_backlog<F: FnOnce() + Send + 'static>(&self, again: F) -> Option<F> {
-        let first = self.engine.backlog();
-        if first.is_empty() {
-            return Some(again);
-        }
-        let engine = self.engine.clone();
-        self.engine.pay_all(first, move |_| engine.run_later(Box::new(again)));
         None
     }
 
@@ -245,7 +237,7 @@ impl Fs {
     ) {
         let (me, name) = (self.clone(), name.to_owned());
         let work = move || me.create_now(caller, parent, &name, mode, flags, reply);
-        if let Some(now) = self.after_backlog(work) {
+        if let Some(now) = self.engine.after_backlog(work) {
             now();
         }
     }
@@ -314,7 +306,7 @@ impl Fs {
                 r => r?,
             };
             let id = handle.file.state.read().open_version()?.id;
-            (self.table.enter_file(&handle.file, id), handle)
+            (self.table.enter_file(&handle.file, id).ok_or(Errno::STALE)?, handle)
         };
         let entry = self.entry(&dir, &node)?;
         let opened = self.opened(&node, handle);
