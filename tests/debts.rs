@@ -6,7 +6,7 @@
 
 mod common;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::world::{What, World, still};
@@ -184,6 +184,42 @@ fn a_close_of_what_was_not_written_does_not_wait_at_the_bound() {
     stopped.go();
     removed.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
     w.close(open).unwrap();
+    w.shutdown().unwrap();
+}
+
+/// P4. Where a sync of one file does not bring earlier changes of names along (btrfs), one that comes while they are on
+/// their way to their own sync is of the whole file system, too.
+#[test]
+fn a_sync_of_a_file_comes_after_names_that_are_on_their_way() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let w = World::open_as(dir.path(), still(Durability::Fsync, WriteMode::InPlace), Some(Strategy::Syncfs));
+    let fd = w.create("file").unwrap();
+    w.save("0", b"to be renamed").unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Acquire) {
+                w.drain().unwrap();
+            }
+        });
+        for n in 0..3000 {
+            w.seam.watch(&[]);
+            w.rename(&n.to_string(), &(n + 1).to_string()).unwrap();
+            w.write_all(fd, 0, b"data").unwrap();
+            w.fsync(fd).unwrap();
+            let calls = w.seam.calls();
+            let at = |call: Call| calls.iter().position(|c| *c == call).unwrap();
+            // What is synced before the write may have been on its way when the name changed.
+            let since_write = &calls[at(Call::Write)..];
+            let alone = since_write.iter().position(|c| *c == Call::SyncFile).map(|n| at(Call::Write) + n);
+            if alone.is_some_and(|end| !calls[at(Call::Rename)..end].contains(&Call::SyncFs)) {
+                over.store(true, Ordering::Release);
+                panic!("{n}: {calls:?}");
+            }
+        }
+        over.store(true, Ordering::Release);
+    });
+    w.close(fd).unwrap();
     w.shutdown().unwrap();
 }
 

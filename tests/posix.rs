@@ -213,13 +213,14 @@ fn inodes_with_debts_are_forgotten_later() {
         }
         fs::create_dir(mount.path().join("d")).unwrap();
         fs::write(mount.path().join("d/new"), "new").unwrap();
-        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        // A directory goes after what was in it.
+        (0..3).for_each(|_| fs::write("/proc/sys/vm/drop_caches", "2").unwrap());
         let inodes = |mount: &Mount| mount.status()["inodes"].as_u64().unwrap();
         say(&format!("{mode}: {} inodes known, forgotten by the kernel", inodes(&mount)));
         run(fsys().arg("drain").arg(mount.path()));
         let forgotten = wait_until(Duration::from_secs(20), || {
             fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-            inodes(&mount) < 5
+            inodes(&mount) == 1
         });
         assert!(forgotten, "{mode}: {} inodes are known", inodes(&mount));
         mount.stop();

@@ -362,9 +362,10 @@ impl Engine {
         self.backing.sync_both(&dir_fds, files)
     }
 
-    /// Whether a change of names waits for its sync.
+    /// Whether a change of names waits for its sync, or is on its way to it.
     fn names_pending(&self) -> bool {
-        self.dirty_dirs.lock().values().any(|d| !d.is_synced())
+        let dirty = self.dirty_dirs.lock();
+        dirty.values().any(|d| !d.is_synced()) || self.names_in_flight.load(Ordering::Acquire) > 0
     }
 
     /// Step 4 for one operation.
