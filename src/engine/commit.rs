@@ -348,10 +348,20 @@ impl Engine {
 
     /// Commits what is owed and then calls `then` with the first error, if any.
     pub fn pay_all(self: &Arc<Self>, debts: Debts, then: impl FnOnce(Outcome) + Send + 'static) {
-        let all = Countdown::new(debts.files.len() + 1, then);
-        for file in debts.files {
+        self.commit_all(debts.files, |st| st.owes_before(debts.so_far), then);
+    }
+
+    /// Commits those files that are `still` to be committed then, and calls `then` with the first error, if any.
+    pub(super) fn commit_all(
+        self: &Arc<Self>,
+        files: VecDeque<Arc<File>>,
+        still: impl Fn(&State) -> bool,
+        then: impl FnOnce(Outcome) + Send + 'static,
+    ) {
+        let all = Countdown::new(files.len() + 1, then);
+        for file in files {
             let all = all.clone();
-            self.commit_if(&file, |st| st.owes_before(debts.so_far), Done::new(move |r| all.one(r)));
+            self.commit_if(&file, &still, Done::new(move |r| all.one(r)));
         }
         all.one(Ok(()));
     }

@@ -22,9 +22,7 @@ impl Fs {
     pub fn open(self: &Arc<Self>, caller: Caller, node: u64, flags: i32, reply: Reply<Opened>) {
         let me = self.clone();
         let work = move || me.open_now(caller, node, flags, reply);
-        if let Some(now) = if flags & libc::O_TRUNC != 0 { self.engine.after_backlog(work) } else { Some(work) } {
-            now();
-        }
+        if flags & libc::O_TRUNC != 0 { self.engine.after_backlog(work) } else { work() }
     }
 
     fn open_now(self: &Arc<Self>, caller: Caller, node: u64, flags: i32, reply: Reply<Opened>) {

@@ -460,7 +460,6 @@ impl Observer for Table {
             maps.drop_inode(old, file.tag);
         }
         maps.by_inode.insert(new, file.tag);
-        self.reap_later(&maps, file.tag);
     }
 
     fn discarded(&self, file: &Arc<File>, id: FileId) {

@@ -53,45 +53,47 @@ impl Fs {
 
     /// chmod, chown, truncate, utimensat.
     pub fn setattr(self: &Arc<Self>, caller: Caller, id: u64, fh: Option<u64>, set: SetAttr, reply: Reply<Attr>) {
-        let me = self.clone();
-        // No close waits for what this leaves to be committed.
-        let open = || self.node(id).is_ok_and(|n| n.file().is_ok_and(|f| f.state.read().version.is_some()));
-        let leaves_some = fh.is_none() && (set.size.is_some() || open());
-        let work = move || me.setattr_now(caller, id, fh, set, reply);
-        if let Some(now) = if leaves_some { self.engine.after_backlog(work) } else { Some(work) } {
-            now();
-        }
-    }
-
-    fn setattr_now(self: &Arc<Self>, caller: Caller, id: u64, fh: Option<u64>, set: SetAttr, reply: Reply<Attr>) {
         let node = match self.node(id) {
             Ok(n) => n,
             Err(e) => return reply.send(Err(e)),
         };
+        // No close waits for what this leaves to be committed.
+        let open = || node.file().is_ok_and(|f| f.state.read().version.is_some());
+        let leaves_some = fh.is_none() && (set.size.is_some() || open());
+        let me = self.clone();
+        let work = move || me.setattr_now(caller, &node, fh, set, reply);
+        if leaves_some { self.engine.after_backlog(work) } else { work() }
+    }
+
+    fn setattr_now(
+        self: &Arc<Self>,
+        caller: Caller,
+        node: &Arc<Node>,
+        fh: Option<u64>,
+        set: SetAttr,
+        reply: Reply<Attr>,
+    ) {
         if let Kind::Dir(dir) = &node.kind {
             // Saves that were acknowledged before come first: publishing them later would move the times set here.
             let (me, at) = (self.clone(), node.clone());
             let work = move || reply.send(me.set_dir(caller, &at, &set));
-            if let Some(now) = self.after_saves(&[dir], work) {
-                now();
-            }
-            return;
+            return self.after_saves(&[dir], work);
         }
         let sized = match set.size {
-            Some(size) => self.resize(&node, fh, size, caller.uid != 0),
+            Some(size) => self.resize(node, fh, size, caller.uid != 0),
             None => Access::Done(Ok(())),
         };
         let done = match sized {
             Access::Done(Ok(())) if set.only_size() => Access::Done(Ok(())),
-            Access::Done(Ok(())) => self.with_node(&node, true, |fd| apply(fd, &set, &caller)),
+            Access::Done(Ok(())) => self.with_node(node, true, |fd| apply(fd, &set, &caller)),
             other => other,
         };
         match done {
-            Access::Done(r) => reply.send(r.and_then(|()| self.attr_of(&node))),
+            Access::Done(r) => reply.send(r.and_then(|()| self.attr_of(node))),
             Access::Wait => {
-                let me = self.clone();
+                let (me, at) = (self.clone(), node.clone());
                 if let Ok(file) = node.file() {
-                    self.engine.park(file, Box::new(move || me.setattr_now(caller, id, fh, set, reply)));
+                    self.engine.park(file, Box::new(move || me.setattr_now(caller, &at, fh, set, reply)));
                 }
             }
         }

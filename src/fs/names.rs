@@ -116,15 +116,14 @@ impl Fs {
         })
     }
 
-    /// Runs `again` when the saves that were acknowledged in these directories are in their place: they come first.
-    /// Gives it back when there are none.
-    pub(super) fn after_saves<F: FnOnce() + Send + 'static>(&self, dirs: &[&Arc<Dir>], again: F) -> Option<F> {
+    /// Runs `work` when the saves that were acknowledged in these directories are in their place: they come first. At once
+    /// when there are none.
+    pub(super) fn after_saves(&self, dirs: &[&Arc<Dir>], work: impl FnOnce() + Send + 'static) {
         let first = self.engine.acknowledged_in(dirs);
         if first.is_empty() {
-            return Some(again);
+            return work();
         }
-        self.engine.settle_names(first, Box::new(again));
-        None
+        self.engine.settle_names(first, Box::new(work));
     }
 
     /// Answers an operation on names: at level `always` when the directories are durable, else at once.
@@ -191,9 +190,7 @@ impl Fs {
                 Err(e) => reply.send(Err(e)),
             }
         };
-        if let Some(now) = self.after_saves(&[&dir], work) {
-            now();
-        }
+        self.after_saves(&[&dir], work);
     }
 
     /// mkdir(2).
@@ -236,28 +233,13 @@ impl Fs {
         reply: Reply<(Entry, Opened)>,
     ) {
         let (me, name) = (self.clone(), name.to_owned());
-        let work = move || me.create_now(caller, parent, &name, mode, flags, reply);
-        if let Some(now) = self.engine.after_backlog(work) {
-            now();
-        }
-    }
-
-    fn create_now(
-        self: &Arc<Self>,
-        caller: Caller,
-        parent: u64,
-        name: &OsStr,
-        mode: u32,
-        flags: i32,
-        reply: Reply<(Entry, Opened)>,
-    ) {
-        match self.try_create(caller, parent, name, mode, flags) {
+        self.engine.after_backlog(move || match me.try_create(caller, parent, &name, mode, flags) {
             Ok(Some(made)) => reply.send(Ok(made)),
             Ok(None) if flags & libc::O_EXCL != 0 => reply.send(Err(Errno::EXIST)),
             // Made behind the mount since the kernel looked: it looks again (LOOKUP_REVAL), and checks permissions.
             Ok(None) => reply.send(Err(Errno::STALE)),
             Err(e) => reply.send(Err(e)),
-        }
+        });
     }
 
     /// `None` when the name exists.
@@ -321,9 +303,7 @@ impl Fs {
             Err(e) => return reply.send(Err(e)),
         };
         let (me, name, at) = (self.clone(), name.to_owned(), dir.clone());
-        if let Some(now) = self.after_saves(&[&dir], move || me.unlink_now(at, name, reply)) {
-            now();
-        }
+        self.after_saves(&[&dir], move || me.unlink_now(at, name, reply));
     }
 
     fn unlink_now(self: &Arc<Self>, dir: Arc<Dir>, name: OsString, reply: Reply<()>) {
@@ -372,9 +352,7 @@ impl Fs {
                 Err(e) => reply.send(Err(e)),
             }
         };
-        if let Some(now) = self.after_saves(&[&dir], work) {
-            now();
-        }
+        self.after_saves(&[&dir], work);
     }
 
     /// renameat2(2).
@@ -397,9 +375,7 @@ impl Fs {
         let (me, a, b) = (self.clone(), from.clone(), to.clone());
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
         let work = move || me.rename_now(a, name, b, new_name, flags, reply);
-        if let Some(now) = self.after_saves(&[&from, &to], work) {
-            now();
-        }
+        self.after_saves(&[&from, &to], work);
     }
 
     fn rename_now(
@@ -490,9 +466,7 @@ impl Fs {
             Err(e) => return reply.send(Err(e)),
         };
         let (me, name, at) = (self.clone(), name.to_owned(), dir.clone());
-        if let Some(now) = self.after_saves(&[&dir], move || me.link_now(node, at, name, reply)) {
-            now();
-        }
+        self.after_saves(&[&dir], move || me.link_now(node, at, name, reply));
     }
 
     fn link_now(self: &Arc<Self>, node: Arc<Node>, dir: Arc<Dir>, name: OsString, reply: Reply<Entry>) {

@@ -78,15 +78,19 @@ impl Packed {
         let lookups = *node.lookups.get_mut();
         let Kind::File(file) = &mut node.kind else { return None };
         // One that the kernel does not know goes when its last commit is done.
-        let r = Arc::get_mut(file).filter(|_| lookups > 0)?.resting()?;
+        let r = Arc::get_mut(file).filter(|_| lookups > 0)?.resting().filter(|r| r.id.dev == dev)?;
+        let ctime = match r.ctime {
+            // Centuries from the one to show it stays awake.
+            Some(c) => Some(shift(c)?),
+            None => None,
+        };
         let parts = Parts {
             tag: node.id,
-            ino: Some(r.id).filter(|id| id.dev == dev)?.ino.wrapping_sub(node.id) as i64,
+            ino: r.id.ino.wrapping_sub(node.id) as i64,
             lookups,
             pages: *node.pages.get_mut(),
             unsynced: r.unsynced,
-            // Centuries away it stays awake.
-            ctime: r.ctime.map(|c| shift(c).ok_or(())).transpose().ok()?,
+            ctime,
             handle: r.handle.parts(),
             name: r.place.name.as_bytes(),
         };
